@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ Json: TypeAlias = Any
 Kind: TypeAlias = Literal["generate", "choose", "ground", "retrieve"]
 Capability: TypeAlias = Literal["generate", "rank", "loglikelihood", "ground", "itc", "itm"]
 
-EMPTY: Mapping[str, Any] = MappingProxyType({})
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
@@ -33,11 +30,11 @@ class Sample:
     """The dataset's own id, as a string; unique within a task."""
     image_ids: tuple[str, ...]
     """Ids that `Dataset.images` can open; the first one owns the sample (it clusters the intervals)."""
-    fields: Mapping[str, str | int] = EMPTY
+    fields: Mapping[str, str | int] = field(default_factory=dict)
     """What a prompt template and an extraction may use: {question}, {expression}, {width} ..."""
     reference: Json = None
     """What a metric compares with; None on a blind test split."""
-    tags: Mapping[str, str] = EMPTY
+    tags: Mapping[str, str] = field(default_factory=dict)
     """Keys for breakdowns: {"answer_type": "yes/no"}."""
 
 
@@ -227,13 +224,13 @@ class MetricSettings:
 class Scores:
     """What a metric says: a pure function of answers, references and its version."""
 
-    aggregate: Mapping[str, float] = EMPTY
+    aggregate: Mapping[str, float] = field(default_factory=dict)
     """Fractions, unrounded (CIDEr with its x10): {"vqa_accuracy": 0.653}."""
-    per_sample: Mapping[str, tuple[float | None, ...]] = EMPTY
+    per_sample: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     """For metrics whose aggregate is the mean of these: a value a sample, in input order (None: not counted)."""
-    unavailable: Mapping[str, str] = EMPTY
+    unavailable: Mapping[str, str] = field(default_factory=dict)
     """{metric: why it could not be computed}."""
-    details: Mapping[str, Json] = EMPTY
+    details: Mapping[str, Json] = field(default_factory=dict)
     """Breakdowns that only the metric knows, such as GQA's accuracy per structural type."""
     notes: tuple[str, ...] = ()
     """What a reader should know: "12 captions outside the tokenizer's guard"."""
@@ -253,7 +250,8 @@ class Source(Protocol):
     """Where a task's rows come from: official files or a hub dataset. See `data.py`."""
 
     @property
-    def kind(self) -> Literal["files", "hub"]: ...
+    def kind(self) -> Literal["files", "hub"]:
+        """Official files, or a dataset of the hub."""
 
     def has(self, slot: str) -> bool:
         """Return whether this file was given or stands under its default name."""
@@ -303,7 +301,7 @@ class Expected:
     images: int | None = None
     texts: int | None = None
     fingerprint: str | None = None
-    groups: Mapping[str, Mapping[str, int]] = EMPTY
+    groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Samples per tag value: {"domain": {"in-domain": 417, ...}}."""
     source: str = ""
 
@@ -331,7 +329,7 @@ class Task:
     metrics: tuple[Metric, ...]
     primary: str
     """The name in `Scores.aggregate` that stands in the leaderboard."""
-    prompts: Mapping[str, str] = EMPTY
+    prompts: Mapping[str, str] = field(default_factory=dict)
     """Template by style (never by model name): {"completion": "Question: {question} Answer:"}."""
     prompt_style: str = "completion"
     prompt: str | None = None
