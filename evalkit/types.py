@@ -118,15 +118,25 @@ class Encoded(Protocol):
 
 
 class Model(Protocol):
-    """What every adapter has. A model implements the methods of the capabilities it declares."""
+    """What every adapter has. A model implements the methods of the capabilities it declares.
+
+    The constructor is cheap: it checks its settings and finds the checkpoint. `refuses`, `identity` and `files` work
+    without weights; `prepare` loads them.
+    """
 
     capabilities: frozenset[Capability]
 
-    def identity(self) -> Mapping[str, Json]:
-        """Return what makes this model this model: hashes of weights and files, dtype, attention, image backend."""
-
     def refuses(self, task: Task) -> str | None:
         """Return why this model cannot do this task as it stands (a decoding field, a kind), or None."""
+
+    def identity(self, task: Task) -> Mapping[str, Json]:
+        """Return the settings that change answers: adapter, dtype, attention, quantisation, image backend and size."""
+
+    def files(self, task: Task) -> Mapping[str, Path]:
+        """Return the checkpoint's files for this task by relative name; the engine hashes them."""
+
+    def prepare(self, task: Task) -> None:
+        """Get ready for this task: load the weights it needs (once), set the image size. Called in the run's process."""
 
     def preprocess(self, image: Image) -> Any:
         """Return what `encode` takes for one image. CPU only; called in loader threads."""
@@ -155,8 +165,8 @@ class MatchingModel(Model, Protocol):
         """Return the matching score of row i with texts[i]."""
 
 
-class TrialModel(Model, Protocol):
-    """A baseline that is told the task before it runs (`majority`, `oracle`)."""
+class StudyingModel(Model, Protocol):
+    """A baseline that is told the references before it runs (`majority`, `oracle`)."""
 
     def study(self, task: Task, dataset: Dataset) -> None:
         """Learn what the baseline needs from the references."""
