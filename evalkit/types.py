@@ -66,6 +66,8 @@ class Dataset:
     images: ImageStore
     texts: tuple[Text, ...] = ()
     """Retrieval only: all candidate captions, in file order."""
+    candidates: tuple[str, ...] = ()
+    """The answer list that `Decoding.rank_candidates` ranks."""
     fingerprint: str = ""
     """sha256 over the sorted sample ids (and text ids), see `data.fingerprint`."""
     stamps: tuple[str, ...] = ()
@@ -136,7 +138,7 @@ class Model(Protocol):
         """Return the checkpoint's files for this task by relative name; the engine hashes them."""
 
     def prepare(self, task: Task) -> None:
-        """Get ready for this task: load the weights it needs (once), set the image size. Called in the run's process."""
+        """Load the weights this task needs (once) and set its image size. Called in the process that predicts."""
 
     def preprocess(self, image: Image) -> Any:
         """Return what `encode` takes for one image. CPU only; called in loader threads."""
@@ -150,6 +152,14 @@ class GeneratingModel(Model, Protocol):
 
     def generate(self, encoded: Encoded, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
         """Return the new text for each prompt, the prompt itself left out."""
+
+    def rank(self, encoded: Encoded, prompts: Sequence[Prompt], candidates: Sequence[str], keep: int) -> list[str]:
+        """Return the likeliest candidate for each prompt, `keep` of them scored in full ("rank" only)."""
+
+    def loglikelihood(
+        self, encoded: Encoded, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Return the summed log-probability of each option of each prompt ("loglikelihood" only)."""
 
 
 class MatchingModel(Model, Protocol):
