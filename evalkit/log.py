@@ -1,0 +1,146 @@
+"""The log of predictions: append-only JSON lines, safe to kill at any byte, any number of writers.
+
+Each writer process appends to a file of its own, `predictions/<start>-<random>.jsonl`, so a torn last line can only be
+the end of a file that nobody writes any more. Readers take the union of all files. What is written is flushed to the
+operating system at every batch, so a killed process loses nothing it has written; it is also synced to the disk every
+`SYNC_SECONDS` and at the end, so a power cut loses at most that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from evalkit.errors import ResultsError
+from evalkit.types import Prediction
+
+FORMAT = 1
+"""Version of the line format, kept in the manifest."""
+
+SYNC_SECONDS = 2.0
+
+
+class Writer:
+    """Appends predictions to a new file of the run's `predictions` folder. Use as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        start = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        self.path = folder / f"{start}-{uuid.uuid4().hex[:8]}.jsonl"
+        self._synced = time.monotonic()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise ResultsError(_cannot_write(folder, error)) from error
+
+    def append(self, predictions: Iterable[Prediction]) -> None:
+        """Write these lines in one call. Raises ResultsError when the disk is full or gone; whole lines stay."""
+        data = "".join(_line(prediction) for prediction in predictions).encode()
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                self._sync()
+        except OSError as error:
+            raise ResultsError(_cannot_write(self.path, error)) from error
+
+    def _sync(self) -> None:
+        os.fsync(self._fd)
+        self._synced = time.monotonic()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._sync()
+        except OSError as sync_error:
+            if error is None:
+                raise ResultsError(_cannot_write(self.path, sync_error)) from sync_error
+        finally:
+            os.close(self._fd)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Log:
+    """All predictions of a run, one a sample id."""
+
+    predictions: Mapping[str, Prediction]
+    torn: int
+    """Lines that were cut off by a kill; their samples are asked again."""
+
+    def answered(self) -> set[str]:
+        """Return the ids that have an output; failed ones are tried again."""
+        return {sample_id for sample_id, prediction in self.predictions.items() if prediction.error is None}
+
+
+def read_log(folder: Path) -> Log:
+    r"""Return the union of all files of a `predictions` folder.
+
+    Bytes are split on `\n` alone (a text split would also cut at U+2028). An answer beats an error; among answers the
+    one of the file started last wins.
+    """
+    predictions: dict[str, Prediction] = {}
+    torn = 0
+    try:
+        files = sorted(folder.glob("*.jsonl"))
+        for file in files:
+            for line in file.read_bytes().split(b"\n"):
+                if not line:
+                    continue
+                prediction = _parse(line)
+                if prediction is None:
+                    torn += 1
+                    continue
+                before = predictions.get(prediction.sample_id)
+                if before is None or prediction.error is None or before.error is not None:
+                    predictions[prediction.sample_id] = prediction
+    except OSError as error:
+        raise ResultsError(f"cannot read the predictions in {folder}: {error.strerror or error}") from error
+    return Log(predictions=predictions, torn=torn)
+
+
+def _line(prediction: Prediction) -> str:
+    record: dict[str, Any] = {
+        "sample_id": prediction.sample_id,
+        "output": prediction.output,
+        "prompt": prediction.prompt,
+        "error": prediction.error,
+        "seconds": round(prediction.seconds, 6),
+    }
+    if prediction.pairs is not None:
+        record["pairs"] = prediction.pairs
+    return json.dumps(record) + "\n"  # ASCII: no separator or lone surrogate can reach the file
+
+
+def _parse(line: bytes) -> Prediction | None:
+    """Return the prediction of a line, or None for a torn one."""
+    try:
+        record = json.loads(line)
+        pairs = record.get("pairs")
+        return Prediction(
+            sample_id=record["sample_id"],
+            output=record["output"],
+            prompt=record.get("prompt"),
+            error=record.get("error"),
+            seconds=record.get("seconds", 0.0),
+            pairs=None if pairs is None else tuple((text, itc, itm) for text, itc, itm in pairs),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    return (
+        f"cannot write predictions to {path}: {error.strerror or error}. Everything written so far is kept: "
+        "make room or give another folder with out=DIR, then start the same command again; it continues."
+    )

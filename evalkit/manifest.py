@@ -1,0 +1,200 @@
+"""What was run: the identity of a run, its key, and the facts that stand beside it.
+
+The identity is what the model was asked and what the model is, not the source text of a task: a comment or a metric
+may change and the predictions stay valid; a changed prompt, id, decoding value or weight opens a new folder by itself.
+
+    <run>/manifest.json     identity, and how to load the same references again; written once
+    <run>/segments/*.json   one file a start: command, versions, geometry; never part of the identity
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evalkit import __version__, log
+from evalkit.errors import ResultsError
+from evalkit.types import Dataset, Json, Task
+
+FORMAT = 1
+
+
+def identity(
+    task: Task, dataset: Dataset, prompts: Mapping[str, str], model: Mapping[str, Json], files: Mapping[str, str]
+) -> dict[str, Json]:
+    """Return what decides the predictions of a run.
+
+    Args:
+        task: as resolved, with every override applied.
+        dataset: the samples that are asked, `limit` applied.
+        prompts: sample id -> the prompt it gets.
+        model: the adapter's own `identity`.
+        files: relative name -> sha256 of the checkpoint's files.
+    """
+    asked = sorted((sample.id, sample.image_ids, prompts.get(sample.id, "")) for sample in dataset.samples)
+    facts: dict[str, Json] = {
+        "task": task.name,
+        "task_version": task.version,
+        "kind": task.kind,
+        "dataset": dataset.fingerprint,
+        "samples": len(dataset.samples),
+        "asked": digest(asked),
+        "decoding": dataclasses.asdict(task.decoding),
+        "image_size": task.image_size,
+        "model": dict(model),
+        "files": dict(files),
+        "software": {name: _minor(name) for name in ("torch", "transformers")},
+    }
+    if task.kind == "retrieve":
+        facts["k"] = task.k
+        facts["texts"] = digest(sorted((text.id, text.text) for text in dataset.texts))
+    if task.decoding.rank_candidates:
+        facts["candidates"] = digest(dataset.candidates)
+    return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
+
+
+def run_key(facts: Mapping[str, Json]) -> str:
+    """Return the folder name of an identity: 12 hex digits.
+
+    >>> run_key({"b": 1, "a": 2}) == run_key({"a": 2, "b": 1})
+    True
+    """
+    return digest(facts)[:12]
+
+
+def digest(value: Json) -> str:
+    """Return the sha256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def hash_files(files: Mapping[str, Path], cache: Path) -> dict[str, str]:
+    """Return the sha256 of each file; `cache` remembers it by path, size, mtime and inode, so weights are read once."""
+    table = cache / "file-hashes.json"
+    known = _read_cache(table)
+    hashes: dict[str, str] = {}
+    for name, path in sorted(files.items()):
+        stat = path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+        if key not in known:
+            with path.open("rb") as stream:
+                known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        hashes[name] = known[key]
+    try:
+        write_atomically(table, json.dumps(known))
+    except ResultsError:
+        pass  # a cache that cannot be kept costs time, not correctness
+    return hashes
+
+
+def _read_cache(table: Path) -> dict[str, str]:
+    try:
+        known = json.loads(table.read_text())
+    except (OSError, ValueError):
+        return {}  # made anew: it only saves time
+    return known if isinstance(known, dict) else {}
+
+
+def write_once(run: Path, manifest: Mapping[str, Json]) -> None:
+    """Write manifest.json unless a start before this one has; the identity is the same, or the folder would differ."""
+    path = run / "manifest.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def read(run: Path) -> dict[str, Any]:
+    """Return the manifest of a run folder. Raises ResultsError when it is not one."""
+    path = run / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ResultsError(
+            f"{run} is not a run folder: it has no manifest.json; give a folder like results/runs/vqav2/my-model/0a1b2c3d4e5f"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"cannot read {path}: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format", 0) > FORMAT:
+        raise ResultsError(
+            f"{path} has format {manifest.get('format') if isinstance(manifest, dict) else '?'}; this evalkit "
+            f"({__version__}) reads up to {FORMAT}: update evalkit to score it"
+        )
+    return manifest
+
+
+def environment(argv: Sequence[str]) -> dict[str, Json]:
+    """Return the facts about this machine and call that may explain a difference but decide nothing."""
+    packages = ("torch", "transformers", "datasets", "numpy", "pillow", "tokenizers", "pycocoevalcap")
+    return {
+        "evalkit": __version__,
+        "command": list(argv),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "packages": {name: _version(name) for name in packages},
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the whole new one. Raises ResultsError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except OSError:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ResultsError(
+            f"cannot write {path}: {error.strerror or error}; make room, or give another folder with out=DIR"
+        ) from error
+
+
+def describe(
+    task: Task, dataset: Dataset, facts: Mapping[str, Json], *, model: Mapping[str, Json], data: Mapping[str, Json],
+    limit: int | None,
+) -> dict[str, Json]:
+    """Return the whole manifest of a run: its identity, and what is needed to load the same references again."""
+    return {
+        "format": FORMAT,
+        "log_format": log.FORMAT,
+        "run_key": run_key(facts),
+        "identity": facts,
+        "task": {
+            "name": task.name,
+            "prompt": task.template if task.prompts or task.prompt else None,
+            "prompt_style": task.prompt_style,
+            "question_filter": task.question_filter,
+            "extract": task.extract,
+            "metric_variant": task.variant,
+        },
+        "model": model,
+        "data": data,
+        "stamps": list(dataset.stamps),
+        "source": dataset.source,
+        "limit": limit,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _minor(package: str) -> str | None:
+    version = _version(package)
+    return ".".join(version.split(".")[:2]) if version else None
