@@ -310,7 +310,9 @@ class Hub:
     revision: str = "main"
     image_column: str = "image"
     image_id_column: str = ""
-    """The column that names the image; empty: the row's own id."""
+    """The column that names the image; empty: the split holds no images."""
+    image_config: str | None = None
+    """The config whose rows hold the images, where it is another one (GQA)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
