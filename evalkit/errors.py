@@ -6,6 +6,7 @@
     ├── DataError            annotation files and datasets
     │   └── ImageError       one image; while running it makes a failed sample, not an end
     ├── ModelError           a checkpoint, a processor or a server
+    ├── SampleError          one sample, such as a prompt the server refuses; makes a failed sample, not an end
     ├── ResultsError         run folders, logs and prediction files
     ├── MetricError          a metric that cannot be computed here
     ├── IncompleteError      exit 3: samples failed or are missing
@@ -44,6 +45,10 @@ class ImageError(DataError):
 
 class ModelError(EvalkitError):
     """A checkpoint, a processor or a server cannot be used."""
+
+
+class SampleError(EvalkitError):
+    """One sample cannot be answered; the others can."""
 
 
 class ResultsError(EvalkitError):

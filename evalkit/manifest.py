@@ -9,6 +9,7 @@ may change and the predictions stay valid; a changed prompt, id, decoding value 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -87,10 +88,8 @@ def hash_files(files: Mapping[str, Path], cache: Path) -> dict[str, str]:
             with path.open("rb") as stream:
                 known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
         hashes[name] = known[key]
-    try:
+    with contextlib.suppress(ResultsError):  # a cache that cannot be kept costs time, not correctness
         write_atomically(table, json.dumps(known))
-    except ResultsError:
-        pass  # a cache that cannot be kept costs time, not correctness
     return hashes
 
 
@@ -116,7 +115,8 @@ def read(run: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:
         raise ResultsError(
-            f"{run} is not a run folder: it has no manifest.json; give a folder like results/runs/vqav2/my-model/0a1b2c3d4e5f"
+            f"{run} is not a run folder: it has no manifest.json; "
+            "give one like results/runs/vqav2/my-model/0a1b2c3d4e5f"
         ) from None
     except (OSError, ValueError) as error:
         raise ResultsError(f"cannot read {path}: {error}") from error
@@ -163,7 +163,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def describe(
-    task: Task, dataset: Dataset, facts: Mapping[str, Json], *, model: Mapping[str, Json], data: Mapping[str, Json],
+    task: Task,
+    dataset: Dataset,
+    facts: Mapping[str, Json],
+    *,
+    model: Mapping[str, Json],
+    data: Mapping[str, Json],
     limit: int | None,
 ) -> dict[str, Json]:
     """Return the whole manifest of a run: its identity, and what is needed to load the same references again."""

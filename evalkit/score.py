@@ -1,0 +1,171 @@
+"""Scores: join predictions and references by id, extract answers, ask the metrics, add breakdowns and intervals.
+
+Needs no model and no GPU, imports no torch, and can be done again years later. A sample that failed or is missing is
+never scored: without `allow_partial` it stops the scoring, with it the denominator is what was answered, and n, missing
+and failed stand in the result. What is written has no time, host or path in it: scoring twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evalkit import manifest
+from evalkit.errors import IncompleteError
+from evalkit.extract import extract
+from evalkit.metrics.intervals import clustered_mean_interval
+from evalkit.types import Answered, Dataset, Json, MetricSettings, Prediction, Sample, Scores, Task
+
+FORMAT = 1
+_NAMED = 5
+
+
+def score(
+    task: Task,
+    dataset: Dataset,
+    predictions: Mapping[str, Prediction],
+    settings: MetricSettings,
+    *,
+    allow_partial: bool = False,
+    max_failed: int = 0,
+) -> dict[str, Json]:
+    """Return what stands in scores.json.
+
+    Args:
+        task: names the extraction, the metrics and the breakdowns.
+        dataset: the samples that were asked, with their references.
+        predictions: by sample id.
+        settings: Java, CoreNLP, which metrics.
+        allow_partial: score what was answered, whatever is missing.
+        max_failed: so many failed samples are accepted (design: the CI of a flaky server).
+
+    Raises:
+        IncompleteError: samples failed or are missing beyond what is allowed.
+    """
+    missing = [sample.id for sample in dataset.samples if sample.id not in predictions]
+    failed = [s.id for s in dataset.samples if s.id in predictions and predictions[s.id].error is not None]
+    if not allow_partial and (missing or len(failed) > max_failed):
+        raise IncompleteError(_incomplete(task, dataset, predictions, missing, failed))
+    answered = [
+        Answered(sample=sample, answer=_answer(task, sample, predictions[sample.id]))
+        for sample in dataset.samples
+        if sample.id in predictions and predictions[sample.id].error is None
+    ]
+    settings = dataclasses.replace(settings, texts=dataset.texts)
+    blind = bool(answered) and all(item.sample.reference is None for item in answered)
+    result: dict[str, Json] = {
+        "format": FORMAT,
+        "task": task.name,
+        "task_version": task.version,
+        "split": task.name.partition("/")[2],
+        "n": len(answered),
+        "missing": len(missing),
+        "failed": len(failed),
+        "num_images": len({item.sample.image_ids[0] for item in answered}),
+        "primary": task.primary,
+        "variant": task.variant,
+        "extract": task.extract,
+        "stamps": [*dataset.stamps, *(["partial"] if missing or failed else [])],
+    }
+    scores = Scores() if blind or not answered else _compute(task, answered, settings)
+    result |= {
+        "scores": dict(scores.aggregate),
+        "intervals": _intervals(answered, scores),
+        "breakdowns": {} if blind else _breakdowns(task, answered, settings, scores),
+        "unavailable": dict(scores.unavailable)
+        | ({task.primary: "the references of this split are hidden"} if blind else {}),
+        "notes": list(scores.notes),
+    }
+    return result
+
+
+def write(run: Path, result: Mapping[str, Json]) -> None:
+    """Write scores.json of a run folder."""
+    manifest.write_atomically(run / "scores.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
+
+
+def line(result: Mapping[str, Json]) -> str:
+    """Return the one line of JSON that `score` prints."""
+    return json.dumps(result)
+
+
+def _answer(task: Task, sample: Sample, prediction: Prediction) -> Json:
+    if prediction.pairs is not None:
+        return prediction.pairs
+    return extract(task.extract, prediction.output or "", sample)
+
+
+def _compute(task: Task, answered: Sequence[Answered], settings: MetricSettings) -> Scores:
+    """Return the scores of all metrics of the task, as one."""
+    parts = [metric.compute(answered, settings) for metric in task.metrics]
+    return Scores(
+        aggregate={name: value for part in parts for name, value in part.aggregate.items()},
+        per_sample={name: values for part in parts for name, values in part.per_sample.items()},
+        unavailable={name: reason for part in parts for name, reason in part.unavailable.items()},
+        details={name: detail for part in parts for name, detail in part.details.items()},
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
+
+
+def _intervals(answered: Sequence[Answered], scores: Scores) -> dict[str, list[float]]:
+    """Return 95% intervals, clustered by image, of every score that is a mean over samples."""
+    clusters = [item.sample.image_ids[0] for item in answered]
+    intervals: dict[str, list[float]] = {}
+    for name, values in scores.per_sample.items():
+        if name not in scores.aggregate:
+            continue
+        counted = [(value, cluster) for value, cluster in zip(values, clusters, strict=True) if value is not None]
+        interval = clustered_mean_interval([value for value, _ in counted], [cluster for _, cluster in counted])
+        if interval is not None:
+            intervals[name] = list(interval)
+    return intervals
+
+
+def _breakdowns(task: Task, answered: Sequence[Answered], settings: MetricSettings, scores: Scores) -> dict[str, Json]:
+    """Return {tag: {value: {"n": ..., score: ...}}}, and what only the metric itself knows."""
+    independent = all(metric.independent for metric in task.metrics)
+    tables: dict[str, Any] = dict(scores.details)
+    for tag in task.breakdowns:
+        groups: dict[str, list[int]] = {}
+        for place, item in enumerate(answered):
+            if tag in item.sample.tags:
+                groups.setdefault(item.sample.tags[tag], []).append(place)
+        rows: dict[str, Any] = {}
+        for value, places in sorted(groups.items()):
+            if independent:
+                part = {name: _mean([values[i] for i in places]) for name, values in scores.per_sample.items()}
+            else:  # document frequencies belong to the set that is scored: a domain is scored on its own
+                part = dict(_compute(task, [answered[i] for i in places], settings).aggregate)
+            rows[value] = {"n": len(places)} | {name: number for name, number in part.items() if number is not None}
+        if rows:
+            tables[tag] = rows
+    return tables
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    counted = [value for value in values if value is not None]
+    return sum(counted) / len(counted) if counted else None
+
+
+def _incomplete(
+    task: Task,
+    dataset: Dataset,
+    predictions: Mapping[str, Prediction],
+    missing: Sequence[str],
+    failed: Sequence[str],
+) -> str:
+    parts = []
+    if failed:
+        named = "; ".join(f"{sample_id}: {predictions[sample_id].error}" for sample_id in failed[:_NAMED])
+        more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+        parts.append(f"{len(failed)} failed ({named}{more})")
+    if missing:
+        more = " ..." if len(missing) > _NAMED else ""
+        parts.append(f"{len(missing)} are missing ({', '.join(missing[:_NAMED])}{more})")
+    return (
+        f"{task.name}: of {len(dataset.samples)} samples {' and '.join(parts)}; nothing is scored. The same command asks "
+        "them again; max_failed=N accepts so many failed ones, and allow_partial=true scores what was answered"
+    )
