@@ -1,0 +1,259 @@
+"""The official file formats that several benchmarks share: VQA's pair of files, COCO captions, Karpathy's splits.
+
+Only the fields a metric or a prompt needs are required; a file that lacks one is named with the record's number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evalkit.errors import DataError
+from evalkit.images import image_key
+from evalkit.types import Json, Sample, Source, Text
+
+
+def records(source: Source, slot: str, key: str | None = None) -> list[Mapping[str, Any]]:
+    """Return the list of records in a file: the file itself, or what stands under `key`.
+
+    Raises:
+        DataError: The file has another shape; the message says what it has.
+    """
+    found = source.read(slot)
+    name = f"{source.path(slot)} (data.{slot})"
+    if key is not None:
+        if not isinstance(found, Mapping) or key not in found:
+            raise DataError(f"{name} is not the file it should be: no {key!r} at its top level, {_shape(found)}")
+        found = found[key]
+        name = f"{name}, {key!r}"
+    if not isinstance(found, list):
+        raise DataError(f"{name} should be a list of records, but is {_shape(found)}")
+    for number, record in enumerate(found):
+        if not isinstance(record, Mapping):
+            raise DataError(f"{name}: record {number} should be an object, but is {_shape(record)}")
+    return found
+
+
+def need(record: Mapping[str, Any], key: str, where: str) -> Any:
+    """Return a field of a record that cannot be done without."""
+    value = record.get(key)
+    if value is None:
+        raise DataError(f"{where} has no {key!r}; it has {', '.join(map(str, record)) or 'no fields'}")
+    return value
+
+
+def _shape(value: Json) -> str:
+    if isinstance(value, Mapping):
+        keys = ", ".join(map(repr, list(value)[:5]))
+        return f"an object with {keys}{' ...' if len(value) > 5 else ''}" if value else "an empty object"
+    return f"a list of {len(value)}" if isinstance(value, list) else type(value).__name__
+
+
+def human_answers(values: Json, where: str) -> list[dict[str, Json]]:
+    """Return people's answers as the VQA metric reads them; where a file numbers none, by position.
+
+    Args:
+        values: Texts, or objects with "answer" (and "answer_id"), or such objects column by column.
+        where: The record, for a message.
+
+    >>> human_answers(["yes", "no"], "question 1")
+    [{'answer': 'yes', 'answer_id': 1}, {'answer': 'no', 'answer_id': 2}]
+    """
+    if isinstance(values, Mapping):
+        columns = [name for name in ("answer", "answer_id") if name in values]
+        values = [dict(zip(columns, row, strict=True)) for row in zip(*(values[name] for name in columns), strict=True)]
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise DataError(f"{where}: its answers should be a list, but are {_shape(values)}")
+    answers: list[dict[str, Json]] = []
+    for number, value in enumerate(values, 1):
+        if isinstance(value, str):
+            answers.append({"answer": value, "answer_id": number})
+        elif isinstance(value, Mapping) and isinstance(value.get("answer"), str):
+            answers.append({"answer": value["answer"], "answer_id": value.get("answer_id", number)})
+        else:
+            raise DataError(f"{where}: answer {number} should have a text 'answer', but is {_shape(value)}")
+    return answers
+
+
+def vqa_sample(record: Mapping[str, Any], annotation: Mapping[str, Any] | None, where: str) -> Sample:
+    """Return the sample of a question and, on an open split, what people answered."""
+    answers = (annotation or {}).get("answers")
+    tags = {tag: str(annotation[tag]) for tag in ("answer_type", "question_type") if annotation and annotation.get(tag)}
+    return Sample(
+        id=str(need(record, "question_id", where)),
+        image_ids=(image_key(need(record, "image_id", where)),),
+        fields={"question": str(need(record, "question", where))},
+        reference={"answers": human_answers(answers, where)} if answers else None,
+        tags=tags,
+    )
+
+
+def vqa_samples(source: Source, *, annotated: bool) -> tuple[Sample, ...]:
+    """Join the VQA pair `questions` and `annotations` by question id; a blind split has questions only.
+
+    Raises:
+        DataError: A question without annotation, an annotation without question, or a pair that is not one.
+    """
+    questions = records(source, "questions", "questions")
+    where = f"{source.path('questions').name}: question"
+    if not annotated:
+        return tuple(vqa_sample(record, None, f"{where} {number}") for number, record in enumerate(questions))
+    name = source.path("annotations").name
+    annotations: dict[str, Mapping[str, Any]] = {}
+    for number, record in enumerate(records(source, "annotations", "annotations")):
+        place = f"{name}: annotation {number}"
+        need(record, "answers", place)
+        key = str(need(record, "question_id", place))
+        if key in annotations:
+            raise DataError(f"{place} repeats question id {key!r}; ids must be unique")
+        annotations[key] = record
+    ids = [str(need(record, "question_id", f"{where} {number}")) for number, record in enumerate(questions)]
+    _paired(ids, annotations, "question", "annotation", source)
+    samples = []
+    for identity, record in zip(ids, questions, strict=True):
+        annotation = annotations[identity]
+        sample = vqa_sample(record, annotation, f"{where} {identity}")
+        if annotation.get("image_id") is not None and image_key(annotation["image_id"]) != sample.image_ids[0]:
+            raise DataError(
+                f"question {identity} is about image {sample.image_ids[0]} in {source.path('questions').name}, but "
+                f"about {annotation['image_id']} in {name}: the two files are not of one split"
+            )
+        samples.append(sample)
+    return tuple(samples)
+
+
+def _paired(ids: Sequence[str], others: Mapping[str, Any], one: str, other: str, source: Source) -> None:
+    files = f"{source.path('questions').name} and {source.path('annotations').name}"
+    have = set(ids)
+    for lonely, kind, missing in (
+        ([key for key in ids if key not in others], one, other),
+        ([key for key in others if key not in have], other, one),
+    ):
+        if lonely:
+            some = ", ".join(lonely[:3]) + (" ..." if len(lonely) > 3 else "")
+            raise DataError(
+                f"{len(lonely):,} of {len(have | set(others)):,} ids have a {kind} but no {missing}: {some}; "
+                f"{files} must be of one split"
+            )
+
+
+def answer_list(source: Source) -> tuple[str, ...]:
+    """Return the answers a model ranks instead of generating (LAVIS's answer_list.json), if the file is there."""
+    if source.kind == "hub" or not source.has("answers"):
+        return ()
+    answers = source.read("answers")
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers) or not answers:
+        raise DataError(f"{source.path('answers')} (data.answers) should be a list of texts, but is {_shape(answers)}")
+    return tuple(dict.fromkeys(answers))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionedImage:
+    """An image and what people wrote about it."""
+
+    id: str
+    """The dataset's own id."""
+    image_id: str
+    """The id its pixels are found by."""
+    captions: tuple[tuple[str, str], ...] = ()
+    """(caption id, text), in file order; none on a blind split."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def sample(self) -> Sample:
+        """Return the captioning sample: references are the captions."""
+        texts = [text for _, text in self.captions]
+        return Sample(
+            id=self.id, image_ids=(self.image_id,), reference={"captions": texts} if texts else None, tags=self.tags
+        )
+
+
+def coco_captions(source: Source, slot: str, *, annotated: bool, tags: Sequence[str] = ()) -> list[CaptionedImage]:
+    """Read a caption file in COCO's format, in the order of its images.
+
+    Args:
+        source: Where from.
+        slot: Which file.
+        annotated: Whether every image must have a caption; a blind split has none.
+        tags: Fields of an image that become tags ("domain").
+
+    Raises:
+        DataError: An image without captions, or a caption of an image that the file does not list.
+    """
+    name = source.path(slot).name
+    found = source.read(slot)
+    has_images = isinstance(found, Mapping) and "images" in found
+    images: dict[str, Mapping[str, Any]] = {}
+    if has_images:
+        for number, image in enumerate(records(source, slot, "images")):
+            key = str(need(image, "id", f"{name}: image {number}"))
+            if key in images:
+                raise DataError(f"{name}: image {number} repeats id {key!r}; ids must be unique")
+            images[key] = image
+    captions: dict[str, list[tuple[str, str]]] = {key: [] for key in images}
+    if annotated:
+        for number, record in enumerate(records(source, slot, "annotations")):
+            place = f"{name}: annotation {number}"
+            key = str(need(record, "image_id", place))
+            if key not in captions:
+                if has_images:
+                    raise DataError(f"{place} captions image {key!r}, which the file does not list")
+                captions[key] = []  # LAVIS writes its references without a list of images
+            captions[key].append((str(record.get("id", number)), str(need(record, "caption", place))))
+        bare = [key for key, texts in captions.items() if not texts]
+        if bare:
+            some = ", ".join(bare[:3]) + (" ..." if len(bare) > 3 else "")
+            raise DataError(f"{name}: {len(bare):,} of {len(captions):,} images have no caption: {some}")
+    return [
+        CaptionedImage(
+            id=key,
+            image_id=_pixels(images.get(key, {}).get("file_name"), key),
+            captions=tuple(texts),
+            tags={tag: str(images[key][tag]) for tag in tags if images.get(key, {}).get(tag)},
+        )
+        for key, texts in captions.items()
+    ]
+
+
+def _pixels(file_name: str | None, identity: str) -> str:
+    """Return the id for the image store: the plain id where the file name only spells it out."""
+    return identity if file_name is None or image_key(file_name) == identity else str(file_name)
+
+
+def karpathy(rows: Sequence[Mapping[str, Any]], splits: Sequence[str], name: str) -> list[CaptionedImage]:
+    """Read the images of a split from Karpathy's `dataset_*.json` records, or from hub rows with the same columns.
+
+    Args:
+        rows: Records with "filename" (or "cocoid"), "sentids" and "sentences" (texts, or objects with "raw" and
+            "sentid"; hub tables also call them "caption"); "split" where the file holds several.
+        splits: The names of the split wanted ("test").
+        name: The file, for messages.
+    """
+    found = []
+    for number, row in enumerate(rows):
+        if row.get("split") is not None and row["split"] not in splits:
+            continue
+        where = f"{name}: image {number}"
+        file_name = row.get("filename")
+        identity = str(row["cocoid"]) if row.get("cocoid") is not None else image_key(need(row, "filename", where))
+        sentences = row.get("sentences") if row.get("sentences") is not None else row.get("caption")
+        if not isinstance(sentences, Sequence) or isinstance(sentences, str) or not sentences:
+            raise DataError(f"{where} ({identity}) has no list of sentences")
+        ids = row.get("sentids") or []
+        captions = []
+        for position, sentence in enumerate(sentences):
+            fallback = ids[position] if position < len(ids) else f"{identity}#{position}"
+            if isinstance(sentence, str):
+                captions.append((str(fallback), sentence))
+            else:
+                text = str(need(sentence, "raw", f"{where}, sentence {position}"))
+                captions.append((str(sentence.get("sentid", fallback)), text))
+        found.append(CaptionedImage(id=identity, image_id=_pixels(file_name, identity), captions=tuple(captions)))
+    return found
+
+
+def texts_of(images: Sequence[CaptionedImage]) -> tuple[Text, ...]:
+    """Return all captions as retrieval candidates, in file order."""
+    return tuple(
+        Text(id=identity, text=text, image_ids=(image.id,)) for image in images for identity, text in image.captions
+    )
