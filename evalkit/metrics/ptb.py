@@ -1,0 +1,340 @@
+"""The Penn Treebank tokenizer that published caption scores were computed with, in Python.
+
+The official scorer (pycocoevalcap, and coco-caption before it) runs Stanford CoreNLP 3.4.1's PTBTokenizer with
+`-preserveLines -lowerCase` over one file with a caption a line, then drops punctuation tokens. This module was
+written from what that program does, observed by running it on real captions and on strings made up for the
+purpose; it holds no code of it.
+
+Two things decide how far it can be relied on:
+
+* **The guard** (`guarded`): captions made of plain words with simple clitics and punctuation. Inside it this
+  tokenizer is meant to be exact (see `benchmarks/captions.py` for the check on all 616,767 COCO captions). Outside
+  it (emoticons, URLs, markup, odd apostrophes) it is a good guess, and the caller may ask the Java program.
+* **The context rule**: the program reads a file, and what stands on the next line can change a token: "the letter T."
+  gives `t` before "A man" and `t.` before "a man", and "we'll" at the very end of the file loses its apostrophe. Context
+  "file" is what published numbers were computed with: the captions in the order given are the lines of a file. Context
+  "isolated" treats each caption as a file of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
+Context: TypeAlias = Literal["file", "isolated"]
+
+PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
+"""Tokens the official wrapper drops. It compares after lower-casing, so "-lrb-" stays, as in every published score."""
+
+LINE_BREAKS = re.compile("[\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
+"""What some program on the way takes for the end of a line; a caption is one line, so each becomes a space."""
+
+
+def one_line(caption: str) -> str:
+    r"""Return the caption with line breaks of every kind, and NUL, as spaces, and lone surrogates as U+FFFD.
+
+    >>> one_line("a man\r\nand\u2028a dog")
+    'a man  and a dog'
+    """
+    line = LINE_BREAKS.sub(" ", caption).replace("\0", " ")
+    return line.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def tokenize(captions: Sequence[str], *, context: Context = "isolated") -> list[str]:
+    """Return each caption's tokens joined by spaces: lower case, punctuation dropped.
+
+    Args:
+        captions: raw captions; with context "file" their order is that of the lines.
+        context: see the module's text.
+
+    >>> tokenize(["A man's dog isn't on the couch.", 'A "STOP" sign, at 10:30 a.m.'])
+    ["a man 's dog is n't on the couch", 'a stop sign at 10:30 a.m.']
+    >>> tokenize(["the letter T.", "A man"], context="file"), tokenize(["the letter T.", "A man"])
+    (['the letter t', 'a man'], ['the letter t.', 'a man'])
+    """
+    lines = [_WHITESPACE.split(_strip(caption)) for caption in captions]
+    following = [_END] * len(lines)
+    if context == "file":
+        after = _END
+        for index in range(len(lines) - 1, -1, -1):
+            following[index] = after
+            chunks = lines[index]
+            if chunks[0]:
+                # The last line's only word has no white space behind it, so it opens no sentence.
+                alone = index == len(lines) - 1 and len(chunks) == 1
+                after = _PLAIN if alone and chunks[0] in _OPENERS else _kind(chunks[0])
+            elif after == _END and index < len(lines) - 1:
+                after = _PLAIN
+    if context == "file":
+        # Every line but the last is followed by a line break, even when only empty lines come after it.
+        for index in range(len(lines) - 1):
+            if following[index] == _END:
+                following[index] = _PLAIN
+    return [_line(chunks, after) for chunks, after in zip(lines, following, strict=True)]
+
+
+def guarded(caption: str) -> bool:
+    """Return whether every chunk is a plain word with simple clitics and punctuation, so that `tokenize` is exact.
+
+    >>> guarded("Two dogs' owners can't park at 10:30, by the T-shirt store."), guarded("so cute :-) www.x.com")
+    (True, False)
+    """
+    return _GUARD.fullmatch(caption) is not None and _SPANNING.search(caption) is None
+
+
+# --- chunks and what follows them ------------------------------------------------------------------------------------
+
+_WHITESPACE = re.compile("[ \t\xa0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff\n]+")
+_END, _PLAIN, _OPENER, _DIGIT = "end", "plain", "opener", "digit"
+
+_OPENING_WORDS = (
+    "A About According After An As At But Earlier He Her Here However If In It Last Many More Now Once One Other Our "
+    "She Since So Some Such That The Their Then There These They This We What When While Yet You"
+).split()
+"""Words, capitalised or in capitals, that open a new sentence after a single letter with a full stop."""
+_OPENERS = frozenset(_OPENING_WORDS) | {word.upper() for word in _OPENING_WORDS}
+
+
+def _strip(caption: str) -> str:
+    line = one_line(caption).replace("\xad", "")
+    return line.strip(" \t\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200b\u202f\u205f\u3000\ufeff\n")
+
+
+def _kind(chunk: str) -> str:
+    if chunk in _OPENERS:
+        return _OPENER
+    return _DIGIT if "0" <= chunk[0] <= "9" else _PLAIN
+
+
+def _line(chunks: Sequence[str], after: str) -> str:
+    if not chunks[0]:
+        return ""
+    tokens: list[str] = []
+    last = len(chunks) - 1
+    joined = _joined(chunks) if any(_MAY_SPAN.search(chunk) for chunk in chunks) else chunks
+    if joined is not chunks:
+        last = len(joined) - 1
+    for index, chunk in enumerate(joined):
+        if index == last:
+            following = after
+        elif chunk[-1] == ".":
+            following = _kind(joined[index + 1])
+            if following == _OPENER and index + 1 == last and after == _END:
+                following = _PLAIN  # "T. A" at the very end: an opener needs white space behind it
+        else:
+            following = _PLAIN
+        tokens += _tokens(chunk, following)
+    return " ".join(tokens)
+
+
+_MAY_SPAN = re.compile(r"\d/\d|^[(]?\d\d\d[)]?$|^<[A-Za-z!/?]")
+_SPANS = (
+    re.compile(r"\d+ \d+/\d+(?![\w/.-])"),
+    re.compile(r"(?<!\S)\(?\d{3}\)? \d{3}[ -]\d{4}(?!\w)"),
+    re.compile(r"<[A-Za-z!/?][^<>]*>"),
+)
+_SPANNING = re.compile(r"\d[ \t]+\d+/\d|(?<!\S)\(?\d{3}\)?[ \t]+\d{3}")
+
+
+def _joined(chunks: Sequence[str]) -> list[str]:
+    """Join chunks that make one token: mixed numbers, telephone numbers, tags. The program puts U+00A0 between."""
+    text = " ".join(chunks)
+    for pattern in _SPANS:
+        text = pattern.sub(lambda match: match[0].replace(" ", "\xa0"), text)
+    return text.split(" ")
+
+
+# --- inside a chunk: the longest match wins, as in every lexer -------------------------------------------------------
+
+_L = r"[^\W\d_]"
+_A = r"[^\W_]"
+_WORD = rf"{_A}+(?:_{_A}+)*"
+_Q = "['’]"
+
+_ABBREVIATIONS = frozenset(
+    "adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif capt cf cie cmdr "
+    "co col colo conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov hon "
+    "inc ind insp intl jan jos jr jul jun kan kans ky lt ltd maj mar md messrs mich minn mlle mme mo mon mont mr mrs ms "
+    "msgr mt natl neb nev nov oct okla penn pfc ph plc pres prof pvt rd rep reps rev rt sen sep sept seq sfc sgt spc sq "
+    "sr st ste supt supts sys tel tenn thu thurs tue tues univ va vs vt wed wis wisc wm wyo mfg mtg pte pty".split()
+)
+"""Keep their full stop wherever they stand; all written with any case but for the two sets below."""
+_CAPITALISED_ONLY = frozenset("ark az del ill la mass miss ore pa tex wash".split())
+_NOT_UPPER = frozenset("mfg mtg pte pty".split())
+_BEFORE_DIGITS = frozenset("art ca fig figs no nos op pp prop".split())
+"""Keep it before a number only: "no. 7", but "said no."."""
+
+_CONTRACTED = {
+    "cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3,
+}  # fmt: skip
+"""Words cut in two after that many letters."""
+
+_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'", "&nbsp;": ""}
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_SYMBOLS = {"½": "1/2", "¼": "1/4", "¾": "3/4", "£": "#", "€": "$", "¤": "$", "¢": "cents", "…": "..."}
+_SYMBOLS |= dict.fromkeys("“”„‟«»", "''") | dict.fromkeys("‘’‚‛‹›", "'") | dict.fromkeys("‐‑‒–—―", "--")
+_SYMBOLS |= {"„": "„", "‚": "‚", "\x96": "--", "\x97": "--", "\x91": "'", "\x92": "'", "\x93": "''", "\x94": "''"}
+
+_PATTERNS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        # A word before n't ends there, whatever follows it.
+        rf"{_L}+?(?=n['’`‘]t|N['’`‘]T|N['’`‘]t|n['’`‘]T)",
+        rf"[nN]['’`‘][tT]{_L}*",
+        # Words with an apostrophe inside: O'Brien, d'Artagnan, Hawai'i, ma'am, rock climbers' o'clock ...
+        rf"(?:[dlnoA-XZ]|[Qq]u|[Nn]e|[Jj]usqu){_Q}{_L}{_L}+(?:-{_WORD})*",
+        rf"{_L}+[aeiouAEIOU]{_Q}[aeiouAEIOU]{_L}*",
+        r"(?i:c['’]est|c['’]mon|e['’]er|e['’]en|o['’]er|ma['’]am|hallowe['’]en|s['’]mores|li['’]l|nat['’]l)(?![^\W_])",
+        rf"[yY]{_Q}(?={_L})",
+        # Compounds; the first part may hold full stops and commas ("3.5-inch").
+        rf"(?:[doDO]{_Q})?{_A}+(?:[.,]{_A}+)*(?:-(?:[doDO]{_Q})?{_WORD})+(?:/{_WORD}(?:-{_WORD})*)*",
+        rf"{_WORD}(?:/[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*)+",
+        _WORD,
+        # Joined by full stops: web addresses, file names, a missing space after a sentence.
+        rf"{_L}+(?:[.!?]{_L}+)+",
+        rf"(?:[A-Za-z]\.)+(?:-{_WORD})+(?:\.(?:[A-Za-z]\.)+)?",
+        r"(?:[A-Za-z]\.){2,}",
+        r"(?:[A-Za-z]\.)+[A-Za-z](?![^\W_])",
+        r"[A-Z]+(?:[&+][A-Z]+)+",
+        r"[A-Za-z]\+\+|[A-Za-z]#(?![^\W_])",
+        # Numbers, with sign, times and groups of digits.
+        r"[-+]?[0-9]*(?:[.,:][0-9]+)+|[-+]?[0-9]+",
+        r"[0-9]+\xa0[0-9]+/[0-9]+",
+        r"\(?[0-9]{3}\)?\xa0[0-9]{3}[-\xa0][0-9]{4}",
+        # Addresses, handles, tags, entities, faces.
+        r"(?:https?|ftp)://[^\s<>|\"]*[^\s<>|\"'.,;:!?)(]",
+        r"[A-Za-z0-9][^\s<>|\"@,;:()]*@[A-Za-z0-9](?:[^\s<>|\"(),;:!?]*[A-Za-z0-9])?",
+        r"[#@][A-Za-z][A-Za-z0-9_]*",
+        r"<[A-Za-z!/?][^<>]*>",
+        r"&(?i:amp|lt|gt|quot|apos|nbsp);",
+        r"[:;=]-?[)(]|[:;=][DPpO\[\]\\](?![^\W_])|\^_\^|-_-|[oO]_[oO]",
+        r"US\$|C\$|A\$|HK\$",
+        r"[!?]+", r"\.\.+", r"--+", r"\*+", r"#+", r"@+", r"_+", r"<<", r">>",
+    )
+)  # fmt: skip
+_CLITIC = re.compile(rf"{_Q}(?:[sSdDmMnN](?!{_L})|(?:ll|LL|re|RE|ve|VE)(?!{_L})(.|$))", re.DOTALL)
+_SPECIAL_QUOTE = re.compile(
+    rf"{_Q}(?:(?i:em|til|till|cause)(?![^\W_])|[nN]{_Q}|[0-9][0-9]s(?![^\W_])|[0-9][0-9](?=$))", re.DOTALL
+)
+_TIS = re.compile(rf"{_Q}(?i:t(is|was))(?![^\W_])")
+_STOP_BEFORE = re.compile(r"\.(?=[,;:])")
+_PLAIN_WORD = re.compile(rf"{_L}+")
+
+
+@lru_cache(maxsize=1 << 17)
+def _tokens(chunk: str, following: str) -> tuple[str, ...]:
+    """Return the tokens of a chunk that are kept, given what follows its white space."""
+    return tuple(token for token in _lex(chunk, following) if token and token not in PUNCTUATION)
+
+
+def _lex(chunk: str, following: str) -> Iterator[str]:
+    position = 0
+    size = len(chunk)
+    while position < size:
+        char = chunk[position]
+        if char in "'’":
+            token, position = _quote(chunk, position, following)
+            yield from token
+            continue
+        end = position
+        for pattern in _PATTERNS:
+            match = pattern.match(chunk, position)
+            if match and match.end() > end:
+                end = match.end()
+        if end == position:
+            position += 1
+            yield _symbol(char)
+            continue
+        text = chunk[position:end]
+        if end < size and chunk[end] == "." and text[0].isalnum():
+            kept = _keeps_stop(text, chunk, end, following)
+            if kept:
+                text, end = text + ".", end + 1
+        position = end
+        yield from _written(text)
+
+
+def _keeps_stop(text: str, chunk: str, stop: int, following: str) -> bool:
+    """Return whether the full stop at `stop` belongs to the token before it."""
+    last = stop + 1 == len(chunk)
+    if len(text) == 1 and text.isascii() and text.isalpha():
+        return not (last and following == _OPENER)
+    if _STOP_BEFORE.match(chunk, stop):
+        return True
+    lower = text.lower()
+    if lower in _BEFORE_DIGITS:
+        return following == _DIGIT if last else "0" <= chunk[stop + 1] <= "9"
+    if lower in _ABBREVIATIONS:
+        return not (lower in _NOT_UPPER and text.isupper())
+    return lower in _CAPITALISED_ONLY and text[0].isupper()
+
+
+def _written(text: str) -> Iterator[str]:
+    lower = text.lower()
+    if lower in _CONTRACTED:
+        cut = _CONTRACTED[lower]
+        yield lower[:cut]
+        yield lower[cut:]
+    elif lower in _ENTITIES:
+        yield _ENTITIES[lower]
+    elif text[0] in ".-" and len(set(text)) == 1:
+        yield "--"  # dots and dashes are dropped, however many
+    elif text[-1] in ")(" and text[0] in ":;=":
+        yield text[:-1] + _BRACKETS[text[-1]]
+    elif text[0] == "(" or ")" in text and "\xa0" in text:
+        yield lower.replace("(", "-lrb-").replace(")", "-rrb-")
+    elif text[0] in "<>" and len(text) == 1:
+        yield text
+    else:
+        yield lower.replace("’", "'").replace("‘", "`")
+
+
+def _quote(chunk: str, position: int, following: str) -> tuple[tuple[str, ...], int]:
+    """Return what stands at an apostrophe, and where it ends: a clitic, a shortened word, or a quotation mark."""
+    match = _TIS.match(chunk, position)
+    if match:
+        return ("'t", match[1].lower()), match.end()
+    match = _SPECIAL_QUOTE.match(chunk, position)
+    if match:
+        return (match[0].lower().replace("’", "'"),), match.end()
+    match = _CLITIC.match(chunk, position)
+    if match:
+        behind = match[1]
+        if behind is None:
+            if not (match[0][1] in "nN" and chunk[match.end() : match.end() + 1] == "."):
+                return (f"'{match[0][1].lower()}",), match.end()
+        elif behind or following != _END:
+            # Two-letter clitics need a character behind them; at the very end of the file there is none.
+            end = position + 3
+            return (f"'{chunk[position + 1 : end].lower()}",), end
+    return ("'",), position + 1
+
+
+def _symbol(char: str) -> str:
+    if char in _BRACKETS:
+        return _BRACKETS[char]
+    if char in _SYMBOLS:
+        return _SYMBOLS[char]
+    if char == '"':
+        return "''"
+    if ord(char) > 0xFFFF or char == "\ufffd" or not char.isprintable():
+        return ""  # the program warns of an untokenizable character and goes on
+    return char.lower()
+
+
+# --- the guard -------------------------------------------------------------------------------------------------------
+
+_PLAIN_CHUNK = (
+    r"[\"(]{0,2}(?:"
+    r"[A-Za-z]+(?:-[A-Za-z]+){0,3}(?:'s|')?"  # words, compounds, possessives
+    r"|[A-Za-z]{2,}(?:'(?:ll|re|ve|d|m)|n't)|[Ii]'(?:ll|ve|d|m)"
+    r"|[A-Za-z]+/[A-Za-z]+|(?:[A-Za-z]\.){1,4}"
+    r"|[#$]?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?%?|[0-9]+:[0-9][0-9]|[0-9]+(?:st|nd|rd|th|s|'s)|[0-9]{1,4}[A-Za-z]{1,6}"
+    r"|[A-Za-z]{1,4}[0-9]{1,4}|[A-Za-z]{1,6}-[0-9]{1,4}|[0-9]{1,4}-[A-Za-z]+|[0-9]{1,3}/[0-9]{1,3}"
+    r")[\")]{0,2}(?:[,;:]|\.|[!?]|\.\")?[\"]?"
+)
+_GUARD = re.compile(rf"\s*(?:(?:{_PLAIN_CHUNK}|[.,;:!?&\"]|--?)(?:\s+|$))*", re.ASCII)
