@@ -5,7 +5,9 @@ Only the fields a metric or a prompt needs are required; a file that lacks one i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +53,10 @@ def _shape(value: Json) -> str:
 
 
 def human_answers(values: Json, where: str) -> list[dict[str, Json]]:
-    """Return people's answers as the VQA metric reads them; where a file numbers none, by position.
+    """Return people's answers as the VQA metric reads them.
+
+    Plain texts are numbered by position; records without `answer_id` stay so, and the metric treats them as the
+    official script does (it then cannot tell two people apart who agree).
 
     Args:
         values: Texts, or objects with "answer" (and "answer_id"), or such objects column by column.
@@ -70,7 +75,7 @@ def human_answers(values: Json, where: str) -> list[dict[str, Json]]:
         if isinstance(value, str):
             answers.append({"answer": value, "answer_id": number})
         elif isinstance(value, Mapping) and isinstance(value.get("answer"), str):
-            answers.append({"answer": value["answer"], "answer_id": value.get("answer_id", number)})
+            answers.append({name: value[name] for name in ("answer", "answer_id") if value.get(name) is not None})
         else:
             raise DataError(f"{where}: answer {number} should have a text 'answer', but is {_shape(value)}")
     return answers
@@ -257,3 +262,62 @@ def texts_of(images: Sequence[CaptionedImage]) -> tuple[Text, ...]:
     return tuple(
         Text(id=identity, text=text, image_ids=(image.id,)) for image in images for identity, text in image.captions
     )
+
+
+def best_answer(sample: Sample, *, accuracy: Callable[[str, list[dict[str, Json]]], float]) -> str:
+    """Return the human answer that scores best; with ten opinions, full marks are not always to be had.
+
+    Args:
+        sample: Its reference holds the answers.
+        accuracy: What scores a text against them, between 0 and 1.
+    """
+    answers = sample.reference["answers"]
+    best, best_score = "", -1.0
+    for text, _ in Counter(answer["answer"] for answer in answers).most_common():
+        score = accuracy(text, answers)
+        if score > best_score:
+            best, best_score = text, score
+        if score >= 1:
+            break
+    return str(best)
+
+
+def typical_caption(sample: Sample) -> str:
+    """Return the caption of an image that shares most words with its other captions; the first of equals."""
+    captions = sample.reference["captions"]
+    words = [_words(caption) for caption in captions]
+
+    def agreement(number: int) -> float:
+        return sum(
+            2.0 * (words[number] & other).total() / ((words[number] + other).total() or 1)
+            for place, other in enumerate(words)
+            if place != number
+        )
+
+    return str(captions[max(range(len(captions)), key=agreement)])
+
+
+def typical_of_all(samples: Sequence[Sample]) -> str:
+    """Return the caption that shares most words with the captions of all images: what says least about any one.
+
+    The expected number of words a caption shares with a random other one is the sum of its words' document
+    frequencies; an F1 against the mean length keeps long captions from winning.
+    """
+    captions = [caption for sample in samples if sample.reference for caption in sample.reference["captions"]]
+    frequency: Counter[str] = Counter()
+    length = 0
+    for caption in captions:
+        words = _words(caption)
+        frequency.update(words.keys())
+        length += words.total()
+    mean = length / len(captions)
+
+    def typical(caption: str) -> float:
+        words = _words(caption)
+        return sum(frequency[word] for word in words) / (words.total() + mean)
+
+    return str(max(dict.fromkeys(captions), key=typical))
+
+
+def _words(caption: str) -> Counter[str]:
+    return Counter(re.findall(r"\w+", caption.lower()))

@@ -363,6 +363,8 @@ class Task:
     """Name of a cleaning of the question text before it enters the prompt (LAVIS's "blip"), or None."""
     variant: str | None = None
     """The metric's variant, named in the result: "official", "legacy", "m4c" ..."""
+    by_variant: Callable[[str], Metric] | None = None
+    """The metric under a variant; None where there is only one."""
     image_size: int | None = None
     """Pixels a side that the protocol feeds the model; None: the model's own."""
     k: int = 128

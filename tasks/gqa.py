@@ -1,0 +1,112 @@
+"""GQA: compositional questions about photographs, one right answer each.
+
+Hudson and Manning, "GQA" (CVPR 2019), version 1.2, balanced questions. testdev (12,578 questions on 398 images) is
+what papers report; val (132,062) has the same form, test (95,336) is scored by a server. Metric: the answer must
+equal the reference as it stands, which is lower case without a full stop, so the default extraction does to the
+output what LLaVA's conversion script does. `data.choices` adds validity and plausibility.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from evalkit.data import IMAGES
+from evalkit.errors import DataError
+from evalkit.formats import need
+from evalkit.images import image_key
+from evalkit.metrics.gqa import gqa_metric
+from evalkit.prompts import VQA_PROMPTS
+from evalkit.types import Dataset, Decoding, Expected, Hub, Json, ResultFormat, Sample, Slot, Source, Task
+
+
+def load(source: Source, *, annotated: bool) -> Dataset:
+    """Read the questions, and what people could have answered where `choices` is there."""
+    if source.kind == "hub":
+        rows: Iterable[tuple[str, Any]] = ((str(need(row, "id", "a row")), row) for row in source.rows())
+        name, choices = "the hub table", dict[str, Json]()
+    else:
+        found = source.read("questions")
+        name = source.path("questions").name
+        if not isinstance(found, Mapping):
+            raise DataError(f"{name} (data.questions) should be an object of questions by id, but is a list")
+        rows = found.items()
+        choices = source.read("choices") if source.has("choices") else {}
+    samples = tuple(_sample(key, row, choices.get(key), f"{name}: question {key}", annotated) for key, row in rows)
+    return Dataset(samples=samples, images=source.images())
+
+
+def _sample(key: str, row: Json, choices: Json, where: str, annotated: bool) -> Sample:
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where} should be an object with question, imageId and answer")
+    types = row.get("types") or {}
+    reference = None
+    if annotated:
+        reference = {
+            "answer": need(row, "answer", where),
+            "types": {name: types.get(name) for name in ("structural", "semantic", "detailed") if types.get(name)},
+            "groups": dict(row.get("groups") or {}),
+            "semantic": [
+                {"operation": step.get("operation"), "argument": step.get("argument")}
+                for step in row.get("semantic") or ()
+            ],
+            "entailed": _ids(row.get("entailed")),
+            "is_balanced": bool(row.get("isBalanced", True)),
+            "choices": choices,
+        }
+    return Sample(
+        id=key,
+        image_ids=(image_key(need(row, "imageId", where)),),
+        fields={"question": str(need(row, "question", where))},
+        reference=reference,
+        tags={name: str(types[name]) for name in ("structural", "semantic") if types.get(name)},
+    )
+
+
+def _ids(value: Json) -> list[str]:
+    """Return question ids; the hub table writes a list as text."""
+    return re.findall(r"\d+", value) if isinstance(value, str) else [str(each) for each in value or ()]
+
+
+TASKS = tuple(
+    Task(
+        name=f"gqa/{split}",
+        kind="generate",
+        summary=f"GQA {split}, balanced: compositional questions, one right answer ({note})",
+        load=functools.partial(load, annotated=split != "test"),
+        metrics=(gqa_metric(),),
+        primary="accuracy",
+        prompts=VQA_PROMPTS,
+        decoding=Decoding(max_new_tokens=10),
+        extract="first_line+rstrip_period+lower",
+        slots=(
+            Slot(name="questions", default=f"{split}_balanced_questions.json", summary="official JSON"),
+            Slot(
+                name="choices", default=f"{split}_choices.json", required=False, summary="valid and plausible answers"
+            ),
+            Slot(name=IMAGES, default="images", required=False, summary="folder of images"),
+        ),
+        hub=Hub(
+            repo="lmms-lab/GQA",
+            config=f"{split}_balanced_instructions",
+            split=split,
+            image_config=f"{split}_balanced_images",
+            image_id_column="id",
+        ),
+        expected=expected,
+        results=ResultFormat(id_key="questionId", answer_key="prediction", integer_ids=False),
+        breakdowns=("structural", "semantic") if split != "test" else (),
+        perfect=(lambda sample: str(sample.reference["answer"])) if split != "test" else None,
+    )
+    for split, note, expected in (
+        (
+            "testdev",
+            "what papers report",
+            Expected(samples=12_578, images=398, source="testdev_balanced_questions.json"),
+        ),
+        ("val", "public answers", Expected(samples=132_062, source="card of Mineru/GQA, a copy of the release")),
+        ("test", "scored by the server", Expected(samples=95_336, images=2_987, source="card of lmms-lab/GQA")),
+    )
+)
