@@ -236,6 +236,8 @@ class MetricSettings:
     """Only these metrics, by the names that stand in the result; empty: all."""
     texts: tuple[Text, ...] = ()
     """Retrieval: the candidate captions."""
+    k: int = 0
+    """Retrieval: candidates in each direction that the pairs were made with; 0: all pairs count both ways."""
     threads: int = 0
     """0: as many as there are cores."""
 
@@ -248,6 +250,8 @@ class Scores:
     """Fractions, unrounded (CIDEr with its x10): {"vqa_accuracy": 0.653}."""
     per_sample: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     """For metrics whose aggregate is the mean of these: a value a sample, in input order (None: not counted)."""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % intervals of what is no mean of samples, such as the recall of texts: {"t2i_R@1": (0.64, 0.68)}."""
     unavailable: Mapping[str, str] = field(default_factory=dict)
     """{metric: why it could not be computed}."""
     details: Mapping[str, Json] = field(default_factory=dict)

@@ -263,7 +263,9 @@ def _breakdowns(balanced: Sequence[Answered], correct: Mapping[str, bool]) -> di
         "structural": lambda sample: _type(sample, "structural"),
         "semantic": lambda sample: _type(sample, "semantic"),
         "length": lambda sample: len(str(sample.fields["question"]).split()) if "question" in sample.fields else None,
-        "steps": lambda sample: num_steps(sample.reference["semantic"]) if sample.reference.get("semantic") else None,
+        "steps": lambda sample: (
+            num_steps(sample.reference["semantic"]) if sample.reference.get("semantic") is not None else None
+        ),
     }
     tables: dict[str, Json] = {}
     for name, key in keys.items():

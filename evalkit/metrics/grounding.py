@@ -85,7 +85,7 @@ def grounding_scores(answered: Sequence[Answered], settings: MetricSettings, *, 
     return Scores(
         aggregate={name: math.fsum(values) / len(values) for name, values in per_sample.items()},
         per_sample=per_sample,
-        details={"convention": convention},
+        notes=(f"boxes compared by the {convention} convention",),
     )
 
 
