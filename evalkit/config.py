@@ -147,8 +147,13 @@ class Override:
     value: str
 
 
-def parse(argv: Sequence[str], extra: Path | None = None) -> list[Override]:
+def parse(argv: Sequence[str], extra: Path | None = None, *, needs_model: bool = True) -> list[Override]:
     """Split and check the overrides; a wrong key or group name is an error that lists the known ones.
+
+    Args:
+        argv: words of the form key=value.
+        extra: a folder with more YAML files, laid out as `configs/`.
+        needs_model: fill in the demo where nothing is named, ask for a model where only a task is.
 
     Raises:
         ConfigError: a word that is no `key=value`, an unknown key, an unknown model, suite, data or engine.
@@ -173,10 +178,10 @@ def parse(argv: Sequence[str], extra: Path | None = None) -> list[Override]:
             for value in override.value.split(","):
                 if value not in names:
                     raise ConfigError(unknown(override.key, value, names, _GROUP_HINTS[override.key]))
-    return _with_defaults(overrides)
+    return _with_defaults(overrides) if needs_model else overrides
 
 
-VERBS = ("list", "score", "leaderboard", "check")
+VERBS = ("list", "score", "leaderboard")
 _GROUP_HINTS = {
     "model": "or bring your own: model=custom model._target_=my_package.MyModel; more YAML files with --config-dir DIR",
     "suite": "or name tasks with task=",

@@ -108,6 +108,11 @@ def write_once(run: Path, manifest: Mapping[str, Json]) -> None:
         write_atomically(path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
+def write_segment(run: Path, name: str, facts: Mapping[str, Json]) -> None:
+    """Write what is known of one start of a run: where, with what, how it ended."""
+    write_atomically(run / "segments" / f"{name}.json", json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+
 def read(run: Path) -> dict[str, Any]:
     """Return the manifest of a run folder. Raises ResultsError when it is not one."""
     path = run / "manifest.json"

@@ -58,9 +58,9 @@ def score(
     blind = bool(answered) and all(item.sample.reference is None for item in answered)
     result: dict[str, Json] = {
         "format": FORMAT,
-        "task": task.name,
-        "task_version": task.version,
+        "task": task.family,
         "split": task.name.partition("/")[2],
+        "task_version": task.version,
         "n": len(answered),
         "missing": len(missing),
         "failed": len(failed),
@@ -166,6 +166,6 @@ def _incomplete(
         more = " ..." if len(missing) > _NAMED else ""
         parts.append(f"{len(missing)} are missing ({', '.join(missing[:_NAMED])}{more})")
     return (
-        f"{task.name}: of {len(dataset.samples)} samples {' and '.join(parts)}; nothing is scored. The same command asks "
-        "them again; max_failed=N accepts so many failed ones, and allow_partial=true scores what was answered"
+        f"{task.name}: of {len(dataset.samples)} samples {' and '.join(parts)}; nothing is scored. The same command "
+        "asks them again; max_failed=N accepts so many failed ones, and allow_partial=true scores what was answered"
     )

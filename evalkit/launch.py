@@ -1,0 +1,305 @@
+"""From a RunConfig to scores: resolve, check everything, load the model once, run each task, score, write tables.
+
+Whatever can be known to be wrong is found before weights are loaded: names, files, ids, images, what the model refuses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import os
+import re
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from evalkit import log, manifest, plan, registry, retrieval, score
+from evalkit.config import DataConfig, MetricsConfig, RunConfig
+from evalkit.data import check_images, fingerprint, load_dataset
+from evalkit.errors import ConfigError, IncompleteError, ModelError, UnsupportedError
+from evalkit.paths import user_cache
+from evalkit.progress import Progress
+from evalkit.prompts import fill
+from evalkit.run import Job, Outcome, finish_batch_on_interrupt, predict
+from evalkit.types import Dataset, Json, MetricSettings, Model, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """One task, ready to run: its data, its prompts and where its results go."""
+
+    task: Task
+    dataset: Dataset
+    prompts: Mapping[str, str]
+    label: str
+    """The folder name: the family for its default variant, else family-variant."""
+    folder: Path
+    manifest: Mapping[str, Json]
+
+
+def launch(config: RunConfig, argv: Sequence[str]) -> int:
+    """Run every task of the configuration; return the exit code (see design: 0, 3 or 130).
+
+    Raises:
+        EvalkitError: whatever is the user's to mend; nothing already written is lost.
+    """
+    _limit_threads(config.engine.threads)
+    model = build_model(config.model)
+    out = Path(config.out)
+    ready = [_assign(spec, config, model, out) for spec in config.task]
+    code = 0
+    for assignment in ready:
+        outcome = _run(assignment, config, model, argv)
+        if outcome.interrupted:
+            _say(f"stopped; everything answered is kept in {assignment.folder}; the same command continues")
+            return 130
+        try:
+            _score(assignment, config)
+        except IncompleteError as error:
+            _say(str(error))
+            code = error.exit_code
+    _tables(out)
+    return code
+
+
+def build_model(spec: Mapping[str, Any]) -> Model:
+    """Return the adapter that `model._target_` names, given the other keys below `model.`.
+
+    Raises:
+        ConfigError: no such class, or keys it does not take.
+    """
+    arguments = {key: value for key, value in spec.items() if key not in ("_target_", "name")}
+    target = spec.get("_target_")
+    if not isinstance(target, str) or "." not in target:
+        raise ConfigError(
+            f"model._target_={target!r} names no class; give one like model._target_=my_package.MyModel"
+        )
+    module_name, _, class_name = target.rpartition(".")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # `evalkit` as a command sees a module beside you, as `python -m evalkit` does
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ConfigError(f"model._target_={target}: there is no module {error.name!r} here") from error
+        raise ModelError(f"model._target_={target} needs the package {error.name!r}: pip install it") from error
+    except AttributeError as error:
+        raise ConfigError(f"model._target_={target}: module {module_name} has no class {class_name!r}") from error
+    parameters = inspect.signature(cls).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for key in arguments:
+            if key not in parameters:
+                known = ", ".join(sorted(parameters)) or "none"
+                raise ConfigError(f"{class_name} takes no model.{key}; it takes: {known}")
+    missing = [
+        name for name, p in parameters.items()
+        if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and name not in arguments
+    ]  # fmt: skip
+    if missing:
+        raise ConfigError(f"{class_name} needs {', '.join(f'model.{name}=' for name in missing)}")
+    return cast("Model", cls(**arguments))
+
+
+def dataset_of(task: Task, data: DataConfig, *, images_needed: bool) -> Dataset:
+    """Return the dataset of a task as `data=` says; the picture world is drawn on first use."""
+    root = Path(data.root) if data.root else None
+    demo = data.kind == "demo"
+    if demo:
+        from evalkit.demo.world import ensure_world
+
+        if root is not None or data.slots:
+            raise ConfigError("data=demo brings its own files; with data.root= or a single file give data=files")
+        root = ensure_world()
+    pixels = {} if data.max_pixels is None else {"max_pixels": data.max_pixels}
+    return load_dataset(
+        task,
+        kind="hub" if data.kind == "hub" else "files",
+        root=root,
+        given={name: Path(path) for name, path in data.slots.items()},
+        check=data.check,
+        images_needed=images_needed,
+        demo=demo,
+        **pixels,
+    )
+
+
+def limited(dataset: Dataset, limit: int | None) -> Dataset:
+    """Return the first `limit` samples in plan order, with the candidate texts of their images, stamped."""
+    ordered = plan.in_order(dataset.samples)
+    if limit is None or limit >= len(ordered):
+        return dataclasses.replace(dataset, samples=tuple(ordered))
+    samples = tuple(ordered[:limit])
+    images = {image_id for sample in samples for image_id in sample.image_ids}
+    texts = tuple(text for text in dataset.texts if images.intersection(text.image_ids))
+    stamps = (*dataset.stamps, "limited")
+    return dataclasses.replace(
+        dataset, samples=samples, texts=texts, stamps=stamps, fingerprint=fingerprint(samples, texts)
+    )
+
+
+def metric_settings(config: MetricsConfig) -> MetricSettings:
+    """Return what the metrics may use."""
+    return MetricSettings(
+        java=config.java,
+        corenlp=config.corenlp,
+        cache=Path(config.cache) if config.cache else user_cache() / "spice",
+        names=config.names,
+        threads=config.threads,
+    )
+
+
+def _assign(spec: str, config: RunConfig, model: Model, out: Path) -> Assignment:
+    task = resolve(spec, config, model)
+    refusal = model.refuses(task)
+    if refusal:
+        raise UnsupportedError(f"model {config.model.get('name')} cannot do {task.name}: {refusal}")
+    dataset = limited(dataset_of(task, config.data, images_needed=False), config.limit)
+    check_images(dataset, task.name)
+    if hasattr(model, "study"):
+        model.study(task, dataset)
+    prompts = {} if task.kind == "retrieve" else {sample.id: fill(task, sample) for sample in dataset.samples}
+    files = manifest.hash_files(model.files(task), user_cache())
+    target = {"adapter": config.model["_target_"], **model.identity(task)}
+    facts = manifest.identity(task, dataset, prompts, target, files)
+    name = str(config.model.get("name") or config.model["_target_"].rpartition(".")[2])
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+        raise ConfigError(f"model.name={name!r} becomes the name of a folder; use letters, digits and . _ + -")
+    label = label_of(task, spec)
+    folder = out / label / name / manifest.run_key(facts)
+    where = {
+        "kind": config.data.kind,
+        "root": str(Path(config.data.root).resolve()) if config.data.root else None,
+        "slots": {slot: str(Path(path).resolve()) for slot, path in config.data.slots.items()},
+        "check": config.data.check,
+    }
+    about = manifest.describe(task, dataset, facts, model=dict(config.model), data=where, limit=config.limit)
+    about["spec"] = str(Path(spec).resolve()) if spec.endswith(".py") else spec
+    return Assignment(task=task, dataset=dataset, prompts=prompts, label=label, folder=folder, manifest=about)
+
+
+def resolve(spec: str, config: RunConfig, model: Model | None = None) -> Task:
+    """Return the task with every setting in force: task < model < protocol < command line."""
+    task = registry.resolve_task(spec)
+    box = getattr(model, "box_extract", None)
+    if task.kind == "ground" and box:
+        task = dataclasses.replace(task, extract=box)
+    asked = {
+        "prompt": config.prompt,
+        "prompt_style": config.prompt_style if config.style_asked else None,
+        "question_filter": config.question_filter,
+        "extract": config.extract,
+        "metric_variant": config.metric_variant,
+        "image_size": config.image_size,
+        "k": config.k,
+        "decoding": dict(config.decoding) or None,
+    }
+    return registry.apply(
+        task,
+        prompt_style_of_model=None if config.style_asked else config.prompt_style,
+        protocol=config.protocol,
+        overrides={key: value for key, value in asked.items() if value is not None},
+    )
+
+
+def label_of(task: Task, spec: str) -> str:
+    """Return the task's name as a folder: `vqav2` for a family's default variant, else `vqav2-test-dev`."""
+    default = registry.resolve_task(spec.partition(":")[0] if ".py" in spec else task.family)
+    return task.family if default.name == task.name else task.name.replace("/", "-")
+
+
+def _run(assignment: Assignment, config: RunConfig, model: Model, argv: Sequence[str]) -> Outcome:
+    task, dataset, folder = assignment.task, assignment.dataset, assignment.folder
+    manifest.write_once(folder, assignment.manifest)
+    before = log.read_log(folder / "predictions")
+    answered = before.answered()
+    todo = [sample.id for sample in dataset.samples if sample.id not in answered]
+    units = plan.cut(
+        dataset.samples,
+        image_batch=config.engine.image_batch,
+        prompt_batch=config.engine.prompt_batch,
+        length=lambda sample: len(assignment.prompts.get(sample.id, "")),
+    )
+    images = len({image_id for sample in dataset.samples for image_id in sample.image_ids})
+    label = f"{assignment.label} {folder.parent.name}"
+    if not todo:
+        _say(f"{label}: all {len(dataset.samples)} samples were answered before, in {folder}")
+        return Outcome()
+    if before.torn:
+        _say(
+            f"{label}: {before.torn} torn lines in the log, from a start that was killed; their samples are asked again"
+        )
+    model.prepare(task)
+    progress = Progress(label, samples=len(dataset.samples), images=images, done=len(dataset.samples) - len(todo))
+    mine = plan.unfinished(units, answered)
+    stop = threading.Event()
+    with log.Writer(folder / "predictions") as writer, finish_batch_on_interrupt(stop):
+        if task.kind == "retrieve":
+            job = retrieval.RetrievalJob(
+                task=task, dataset=dataset, model=cast("Any", model), units=units, folder=folder,
+                pair_batch=config.engine.prompt_batch, loader_threads=config.engine.loader_threads, stop=stop,
+            )  # fmt: skip
+            retrieval.embed(job, units, range(len(retrieval.text_units(dataset.texts))))
+            outcome = (
+                retrieval.match(job, mine, writer, progress)
+                if retrieval.wait_for_features(job)
+                else Outcome(interrupted=True)
+            )
+        else:
+            outcome = predict(
+                Job(
+                    task=task, dataset=dataset, model=cast("Any", model), prompts=assignment.prompts,
+                    answered=answered, loader_threads=config.engine.loader_threads, stop=stop,
+                ),
+                mine, writer, progress,
+            )  # fmt: skip
+    progress.close()
+    segment = {
+        **manifest.environment(argv),
+        "engine": dataclasses.asdict(config.engine),
+        "devices": config.devices,
+        "outcome": dataclasses.asdict(outcome),
+    }
+    manifest.write_segment(folder, writer.path.stem, segment)
+    return outcome
+
+
+def _score(assignment: Assignment, config: RunConfig) -> None:
+    result = score.score(
+        assignment.task,
+        assignment.dataset,
+        log.read_log(assignment.folder / "predictions").predictions,
+        metric_settings(config.metrics),
+        allow_partial=config.allow_partial,
+        max_failed=config.max_failed,
+    )
+    score.write(assignment.folder, result)
+    for name, reason in result["unavailable"].items():
+        _say(f"{assignment.label}: no {name}: {reason}")
+
+
+def _tables(out: Path) -> None:
+    from evalkit import leaderboard
+
+    entries = leaderboard.collect(out)
+    if entries:
+        print(leaderboard.summary(entries))
+        _say("tables: " + ", ".join(str(path) for path in leaderboard.write(out) if path.suffix == ".md"))
+
+
+def _limit_threads(threads: int) -> None:
+    """Fix the number of CPU threads: the same row through one Linear differs in its last bits with another number."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(threads)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
