@@ -90,6 +90,17 @@ def open_image(file: Path | bytes, name: str, *, max_pixels: int = MAX_PIXELS) -
         raise ImageError(f"image {name!r} cannot be decoded whole: {error}; fetch the file again") from error
 
 
+def image_size(file: Path | bytes, name: str) -> tuple[int, int]:
+    """Return width and height as the header says; raise `ImageError` where it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            return image.size
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"image {name!r} has no header that can be read: {error}; fetch the file again") from error
+
+
 def _rgb(image: Image) -> Image:
     if image.mode in ("I", "I;16", "I;16B", "I;16L"):
         import numpy as np
@@ -117,6 +128,13 @@ class FolderImages:
         if path is None:
             raise ImageError(self._absent([image_id]))
         return open_image(path, image_id, max_pixels=self._max_pixels)
+
+    def size(self, image_id: str) -> tuple[int, int]:
+        """Return width and height from the file's header; nothing is decoded."""
+        path = self._find(image_id)
+        if path is None:
+            raise ImageError(self._absent([image_id]))
+        return image_size(path, image_id)
 
     def missing(self, image_ids: Sequence[str]) -> list[str]:
         """Return those of `image_ids` that no file is found for."""
@@ -197,6 +215,13 @@ class RowImages:
 
     def open(self, image_id: str) -> Image:
         """Return the decoded image; raise `ImageError` when there is none, or not whole."""
+        return open_image(self._bytes(image_id), image_id, max_pixels=self._max_pixels)
+
+    def size(self, image_id: str) -> tuple[int, int]:
+        """Return width and height from the file's header; nothing is decoded."""
+        return image_size(self._bytes(image_id), image_id)
+
+    def _bytes(self, image_id: str) -> bytes:
         row = self._rows.get(image_key(image_id))
         if row is None:
             raise ImageError(f"image {image_id!r} is in no row of the dataset")
@@ -204,7 +229,7 @@ class RowImages:
         data = cell.get("bytes") if isinstance(cell, Mapping) else cell
         if not data:
             raise ImageError(f"the row of image {image_id!r} holds no image bytes")
-        return open_image(bytes(data), image_id, max_pixels=self._max_pixels)
+        return bytes(data)
 
     def missing(self, image_ids: Sequence[str]) -> list[str]:
         """Return those of `image_ids` that are in no row."""

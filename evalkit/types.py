@@ -66,6 +66,8 @@ class Dataset:
     images: ImageStore
     texts: tuple[Text, ...] = ()
     """Retrieval only: all candidate captions, in file order."""
+    unasked: tuple[str, ...] = ()
+    """Ids a submission must also hold, with an empty answer: the server of VQAv2 test-dev wants all of test."""
     candidates: tuple[str, ...] = ()
     """The answer list that `Decoding.rank_candidates` ranks."""
     fingerprint: str = ""
@@ -339,6 +341,8 @@ class ResultFormat:
     id_key: str
     answer_key: str
     integer_ids: bool = True
+    records: int | None = None
+    """How many the server wants, where that is not the number of samples (VQAv2 test-dev)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,16 +46,15 @@ def _sample(key: str, row: Json, choices: Json, where: str, annotated: bool) -> 
     if annotated:
         reference = {
             "answer": need(row, "answer", where),
-            "types": {name: types.get(name) for name in ("structural", "semantic", "detailed") if types.get(name)},
+            "types": {name: types[name] for name in ("structural", "semantic", "detailed") if types.get(name)},
             "groups": dict(row.get("groups") or {}),
-            "semantic": [
-                {"operation": step.get("operation"), "argument": step.get("argument")}
-                for step in row.get("semantic") or ()
-            ],
             "entailed": _ids(row.get("entailed")),
             "is_balanced": bool(row.get("isBalanced", True)),
             "choices": choices,
         }
+        if row.get("semantic") is not None:
+            steps = ({name: str(step.get(name)) for name in ("operation", "argument")} for step in row["semantic"])
+            reference["semantic"] = list(steps)
     return Sample(
         id=key,
         image_ids=(image_key(need(row, "imageId", where)),),
@@ -97,7 +96,6 @@ TASKS = tuple(
         ),
         expected=expected,
         results=ResultFormat(id_key="questionId", answer_key="prediction", integer_ids=False),
-        breakdowns=("structural", "semantic") if split != "test" else (),
         perfect=(lambda sample: str(sample.reference["answer"])) if split != "test" else None,
     )
     for split, note, expected in (

@@ -1,0 +1,73 @@
+"""Image-text retrieval: for each photograph its captions among all, for each caption its photograph.
+
+Karpathy and Fei-Fei (CVPR 2015) test splits: COCO 5K (5,000 images with 25,010 captions; ten images have six) and
+Flickr30k 1K (1,000 images, 5,000 captions). Metric: recall at 1, 5 and 10, both ways, from ITC similarity and from
+re-ranking its top k by ITM. Captions are cleaned as LAVIS does before they are embedded (`question_filter=none`
+leaves them). On the hub, lmms-lab/flickr30k calls all 31,783 images "test"; the table read here names each row's
+split.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from evalkit.data import IMAGES
+from evalkit.formats import coco_captions, karpathy, records, texts_of
+from evalkit.metrics.retrieval import retrieval_metric
+from evalkit.types import Dataset, Expected, Hub, ResultFormat, Sample, Slot, Source, Task
+
+
+def load(source: Source) -> Dataset:
+    """Read the test split of Karpathy's file; a caption file in COCO's format in its place means all its images."""
+    if source.kind == "hub":
+        images = karpathy(source.rows(), ("test",), "the hub table")
+    else:
+        found = source.read("karpathy")
+        if isinstance(found, Mapping) and "annotations" in found:
+            images = coco_captions(source, "karpathy", annotated=True)
+        else:
+            images = karpathy(records(source, "karpathy", "images"), ("test",), source.path("karpathy").name)
+    samples = tuple(
+        Sample(id=image.id, image_ids=(image.image_id,), reference={"text_ids": [key for key, _ in image.captions]})
+        for image in images
+    )
+    return Dataset(samples=samples, images=source.images(), texts=texts_of(images))
+
+
+TASKS = tuple(
+    Task(
+        name=f"retrieval/{variant}",
+        kind="retrieve",
+        summary=summary,
+        load=load,
+        metrics=(retrieval_metric(),),
+        primary="recall_mean",
+        question_filter="blip-caption",
+        slots=(
+            Slot(name="karpathy", default=default, summary="Karpathy's split file, or captions in COCO's format"),
+            Slot(name=IMAGES, default=images, required=False, summary="folder of images"),
+        ),
+        hub=hub,
+        expected=expected,
+        results=ResultFormat(id_key="image_id", answer_key="pairs"),
+    )
+    for variant, summary, default, images, hub, expected in (
+        (
+            "coco",
+            "Image-text retrieval on COCO 5K (Karpathy test), both ways",
+            "dataset_coco.json",
+            "val2014",
+            Hub(repo="yerevann/coco-karpathy", split="test"),
+            Expected(samples=5_000, images=5_000, texts=25_010, source="Karpathy's dataset_coco.json"),
+        ),
+        (
+            "flickr30k",
+            "Image-text retrieval on Flickr30k 1K (Karpathy test), both ways",
+            "dataset_flickr30k.json",
+            "flickr30k-images",
+            Hub(repo="nlphuji/flickr30k", config="TEST", split="test", image_id_column="filename"),
+            Expected(samples=1_000, images=1_000, texts=5_000, source="Karpathy's dataset_flickr30k.json"),
+        ),
+    )
+)
