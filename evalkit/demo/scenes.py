@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from evalkit.demo.shapes import SHAPES, SUB
@@ -40,7 +41,7 @@ INVERSE: dict[Relation, Relation] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Thing:
     """One shape. Later things are drawn over earlier ones."""
 
@@ -66,7 +67,8 @@ class Thing:
 
     def get(self, attribute: str) -> str:
         """Return the colour, the shape or the size."""
-        return {"color": self.color, "shape": self.shape, "size": self.size}[attribute]
+        value: str = getattr(self, attribute)
+        return value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,9 +85,9 @@ class Sign:
         return self.x, self.y, self.x + 6 * len(self.text) + 4, self.y + 14
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Scene:
-    """All there is to know about a picture."""
+    """All there is to know about a picture. Compared by identity, so that what is asked of it can be remembered."""
 
     seed: int
     things: tuple[Thing, ...]
@@ -101,6 +103,7 @@ class Scene:
         return tuple(t for t in self.things if t is not anchor and relation_of(t, anchor) == relation)
 
 
+@lru_cache(maxsize=4096)
 def relation_of(thing: Thing, anchor: Thing) -> Relation | None:
     """Return where `thing` is as seen from `anchor`; None where neither direction clearly prevails."""
     dx, dy = thing.x - anchor.x, thing.y - anchor.y
