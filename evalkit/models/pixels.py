@@ -1,0 +1,58 @@
+"""Images as every adapter is given them: eight-bit RGB.
+
+Decided once, for all models, as the code behind the published numbers does it (`Image.open(path).convert("RGB")`):
+pixels are used as stored, so an EXIF rotation is not applied (COCO's boxes are in stored pixels, too); transparency is
+dropped; an animation is its first frame. One thing is added: PIL clips 16-bit samples to 255, which turns them white;
+they are scaled to eight bits instead.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+_DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+
+
+def to_rgb(image: Image) -> Image:
+    """Return the image as eight-bit RGB of the same size.
+
+    >>> from PIL import Image
+    >>> to_rgb(Image.new("I;16", (1, 1), 65535)).getpixel((0, 0))
+    (255, 255, 255)
+    >>> to_rgb(Image.new("RGBA", (1, 1), (10, 20, 30, 0))).getpixel((0, 0))
+    (10, 20, 30)
+    """
+    if image.mode in _DEEP:
+        return _to_eight_bits(image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_eight_bits(image: Image) -> Image:
+    """Return a deep grey image as mode L: 16-bit files scaled, values that already fit kept."""
+    import numpy as np
+    from PIL import Image as PillowImage
+
+    grey_HW = np.asarray(image).astype(np.float64)
+    # Older Pillow opens a 16-bit PNG in mode "I" (32 bits); there, only the values tell the depth.
+    sixteen = image.mode.startswith("I;16") or float(grey_HW.max()) > 255
+    scaled_HW = grey_HW / 257 if sixteen else grey_HW
+    return PillowImage.fromarray(np.clip(np.rint(scaled_HW), 0, 255).astype(np.uint8), mode="L")
+
+
+def square(processor: Any, image: Image, size: int | None) -> torch.Tensor:
+    """Return pixels (3, S, S) as an image processor makes them, squashed to a square of `size`.
+
+    Args:
+        processor: Image processor of a model with square inputs.
+        image: Eight-bit RGB.
+        size: Pixels a side; None: the processor's own.
+    """
+    sides = {} if size is None else {"size": {"height": size, "width": size}}
+    # Without the last argument an image of height 3 is taken for one whose channels come first.
+    pixels = processor(images=[image], return_tensors="pt", input_data_format="channels_last", **sides)
+    values: torch.Tensor = pixels["pixel_values"][0]
+    return values

@@ -1,0 +1,194 @@
+"""Tiny checkpoints of the true architectures: random weights, seeded, saved as a user's checkpoint folder is.
+
+The weights are spread wide enough that different images and prompts give different text: a test that compares outputs
+could not fail otherwise (`assert_distinct`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
+    Blip2Processor,
+    BlipImageProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from evalkit.types import Decoding, Kind, Prompt, Task
+
+torch.set_num_threads(1)
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
+WORDS = ("what", "is", "the", "colour", "of", "how", "many", "question", "answer", "photo", "yes", "no", "cat", "red")
+
+
+def tokenizer(template: str, extra: Sequence[str] = (), marks: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer of a few words and all printable characters; `template` says which special tokens it adds."""
+    characters = [chr(code) for code in range(33, 127)]
+    tokens = [*SPECIAL, *extra, *marks, "\u2581", *WORDS, *(word for word in characters if word not in WORDS)]
+    vocabulary = {token: place for place, token in enumerate(dict.fromkeys(tokens))}
+    core = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>", continuing_subword_prefix=""))
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation()])
+    core.decoder = decoders.WordPiece(prefix="", cleanup=False)
+    core.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<s>", vocabulary["<s>"]), ("</s>", vocabulary["</s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        additional_special_tokens=list(extra),
+    )
+
+
+def scatter(model: Any, seed: int = 0, spread: float = 0.25) -> Any:
+    """Give every weight matrix normal values; BLIP-2's own start leaves the ViT and the query tokens at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if value.dim() > 1:
+                value.normal_(0, spread, generator=generator)
+            elif name.endswith("bias"):
+                value.normal_(0, 0.02, generator=generator)
+    return model.eval()
+
+
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 7,
+}
+_QFORMER = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "cross_attention_frequency": 1,
+    "max_position_embeddings": 64,
+}
+_OPT = {
+    "model_type": "opt",
+    "hidden_size": 32,
+    "word_embed_proj_dim": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 2048,
+    "dropout": 0.0,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+T5 = {
+    "model_type": "t5",
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 2,
+    "dropout_rate": 0.0,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 0,
+}
+
+
+def blip2_text(folder: Path, language: str = "opt", image_size: int = 28) -> Path:
+    """A `Blip2ForConditionalGeneration` with OPT or T5, and its processor."""
+    words = tokenizer("<s> $A" if language == "opt" else "$A </s>", extra=["<image>"])
+    text = dict(_OPT if language == "opt" else T5, vocab_size=len(words))
+    config = Blip2Config(
+        vision_config={**_VISION, "image_size": image_size},
+        qformer_config={**_QFORMER, "vocab_size": len(words)},
+        text_config=text,
+        num_query_tokens=4,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+    )
+    scatter(Blip2ForConditionalGeneration(config)).save_pretrained(folder)
+    Blip2Processor(square_processor(image_size), words, num_query_tokens=4).save_pretrained(folder)
+    return folder
+
+
+def blip2_matching(folder: Path, image_size: int = 28) -> Path:
+    """A `Blip2ForImageTextRetrieval` and its processor."""
+    words = tokenizer("<s> $A </s>", extra=["<image>"])
+    config = Blip2Config(
+        vision_config={**_VISION, "image_size": image_size},
+        qformer_config={**_QFORMER, "vocab_size": len(words), "use_qformer_text_input": True},
+        text_config=dict(_OPT, vocab_size=len(words)),
+        num_query_tokens=4,
+        image_text_hidden_size=16,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+    )
+    scatter(Blip2ForImageTextRetrieval(config)).save_pretrained(folder)
+    Blip2Processor(square_processor(image_size), words, num_query_tokens=4).save_pretrained(folder)
+    return folder
+
+
+def square_processor(size: int) -> BlipImageProcessor:
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    return BlipImageProcessorPil(size={"height": size, "width": size})
+
+
+def pictures(sizes: Sequence[tuple[int, int]] = ((40, 30), (28, 28), (60, 90), (33, 64))) -> list[Image.Image]:
+    """Pictures of coloured blocks, each another."""
+    rng = random.Random(7)
+    found = []
+    for width, height in sizes:
+        blocks = Image.new("RGB", (3, 3))
+        blocks.putdata([tuple(rng.randrange(256) for _ in range(3)) for _ in range(9)])
+        found.append(blocks.resize((width, height), Image.Resampling.NEAREST))
+    return found
+
+
+QUESTIONS = (
+    "Question: what is this? Answer:",
+    "Question: how many are there in the photo, and of which colour? Answer:",
+    "a photo of",
+    "Question: is the cat red? Short answer:",
+    "dog",
+)
+
+
+def prompts(num_images: int, texts: Sequence[str] = QUESTIONS) -> list[Prompt]:
+    """Every text about every image."""
+    return [
+        Prompt(sample_id=f"{row}-{place}", text=text, rows=(row,))
+        for row in range(num_images)
+        for place, text in enumerate(texts)
+    ]
+
+
+def task(kind: Kind = "generate", *, image_size: int | None = None, decoding: Decoding | None = None) -> Task:
+    """A task that asks for nothing in particular."""
+    return Task(
+        name="tiny/test",
+        kind=kind,
+        summary="",
+        load=lambda source: (_ for _ in ()).throw(AssertionError("not loaded here")),
+        metrics=(),
+        primary="none",
+        prompts={"completion": "{question}"},
+        image_size=image_size,
+        decoding=decoding or Decoding(),
+    )
+
+
+def assert_distinct(outputs: Sequence[str]) -> None:
+    """Nine outputs in ten are distinct, so that comparing them means something."""
+    assert len(set(outputs)) >= 0.9 * len(outputs), sorted(outputs)
