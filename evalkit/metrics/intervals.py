@@ -98,17 +98,20 @@ def bootstrap_interval(
     """
     import numpy as np
 
-    members: dict[Hashable, list[int]] = {}
-    for place, cluster in enumerate(clusters):
-        members.setdefault(cluster, []).append(place)
-    if len(members) < 2:
+    cluster_of_sample = np.array(_numbered(clusters), dtype=np.intp)
+    order = np.argsort(cluster_of_sample, kind="stable")
+    sizes = np.bincount(cluster_of_sample)
+    if len(sizes) < 2:
         return None
-    places = [np.array(each, dtype=np.intp) for each in members.values()]
+    starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(draws):
-        chosen = rng.integers(len(places), size=len(places))
-        value = statistic(np.concatenate([places[i] for i in chosen]))
+        chosen = rng.integers(len(sizes), size=len(sizes))
+        drawn = sizes[chosen]
+        # For each cluster drawn: its start, then one more for each further sample.
+        within = np.arange(drawn.sum()) - np.repeat(np.cumsum(drawn) - drawn, drawn)
+        value = statistic(order[np.repeat(starts[chosen], drawn) + within])
         if not math.isnan(value):
             found.append(value)
     if not found:
@@ -148,6 +151,12 @@ def t_quantile(probability: float, degrees: int) -> float:
         else:
             high = middle
     return (low + high) / 2
+
+
+def _numbered(clusters: Sequence[Hashable]) -> list[int]:
+    """Return a number for each cluster, counted from its first appearance."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(cluster, len(numbers)) for cluster in clusters]
 
 
 def _t_upper_tail(t: float, degrees: int) -> float:
