@@ -2,8 +2,8 @@
 
 Marino et al., "OK-VQA" (CVPR 2019), version 1.1: `answer` is stemmed, five people's answers count twice. What papers
 call the test set is the val2014 file (5,046 questions on 5,033 images). Metric: VQA accuracy; BLIP-2 also reduced its
-predictions to lemmas (`extract=first_line+lemmatize`), others stemmed them. The hub table keeps the texts of the answers only,
-without ids; they are numbered by position.
+predictions to lemmas (`extract=first_line+lemmatize`), others stemmed them. The hub table keeps the texts of the
+answers only, without ids; they are numbered by position.
 """
 
 from __future__ import annotations

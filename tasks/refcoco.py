@@ -46,16 +46,18 @@ def _samples(source: Source, split: str) -> list[Sample]:
             raise DataError(
                 f"{where} names {lost}, which {instances} does not have: the two files belong to different sets"
             )
-        for sentence in need(ref, "sentences", where):
-            samples.append(
-                _sample(
-                    str(need(sentence, "sent_id", where)),
-                    image_key(image["id"]),
-                    str(need(sentence, "sent", where)),
-                    need(box, "bbox", f"{instances}: annotation {box['id']}"),
-                    size=(need(image, "width", f"{instances}: image"), need(image, "height", f"{instances}: image")),
-                )
+        xywh = need(box, "bbox", f"{instances}: annotation {box['id']}")
+        size = need(image, "width", f"{instances}: image"), need(image, "height", f"{instances}: image")
+        samples += [
+            _sample(
+                str(need(sentence, "sent_id", where)),
+                image_key(image["id"]),
+                str(need(sentence, "sent", where)),
+                xywh,
+                size=size,
             )
+            for sentence in need(ref, "sentences", where)
+        ]
     return samples
 
 
@@ -161,7 +163,7 @@ TASKS = tuple(
     Task(
         name=f"refcoco/{each.variant}",
         kind="ground",
-        summary=f"{_NAMES[each.folder]} {each.split} ({each.refs.upper()} split): find the object an expression refers to",
+        summary=f"{_NAMES[each.folder]} {each.split} ({each.refs.upper()}): find the object an expression refers to",
         load=functools.partial(load, split=each.split),
         metrics=(grounding_metric("continuous"),),
         primary="Acc@0.5",

@@ -9,7 +9,6 @@ split.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 
 from evalkit.data import IMAGES
@@ -42,7 +41,9 @@ TASKS = tuple(
         summary=summary,
         load=load,
         metrics=(retrieval_metric(),),
-        primary="recall_mean",
+        primary="r_mean",
+        variant="itm+itc",
+        by_variant=retrieval_metric,
         question_filter="blip-caption",
         slots=(
             Slot(name="karpathy", default=default, summary="Karpathy's split file, or captions in COCO's format"),

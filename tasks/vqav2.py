@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 
 from evalkit.data import IMAGES
-from evalkit.formats import answer_list, best_answer, vqa_sample, vqa_samples
+from evalkit.formats import answer_list, best_answer, records, vqa_sample, vqa_samples
 from evalkit.metrics.vqa import vqa_accuracy, vqa_metric
 from evalkit.prompts import VQA_PROMPTS
 from evalkit.types import Dataset, Decoding, Expected, Hub, ResultFormat, Slot, Source, Task
@@ -19,53 +19,62 @@ from evalkit.types import Dataset, Decoding, Expected, Hub, ResultFormat, Slot, 
 PERFECT = functools.partial(best_answer, accuracy=functools.partial(vqa_accuracy, variant="official"))
 
 
-def _load(source: Source, *, annotated: bool) -> Dataset:
+def load(source: Source, *, split: str) -> Dataset:
+    """Read questions and, on val, annotations; the server keeps those of the other splits.
+
+    The server wants an answer to every question of test, also in its test-dev phase: where that file is there, its
+    other ids become the dataset's `unasked`.
+    """
     if source.kind == "hub":
         samples = tuple(vqa_sample(row, row, f"row {number}") for number, row in enumerate(source.rows()))
     else:
-        samples = vqa_samples(source, annotated=annotated)
-    return Dataset(samples=samples, images=source.images(), candidates=answer_list(source))
+        samples = vqa_samples(source, annotated=split == "val")
+    unasked: tuple[str, ...] = ()
+    if split == "test-dev" and source.kind == "files" and source.has("test_questions"):
+        asked = {sample.id for sample in samples}
+        ids = (str(record.get("question_id")) for record in records(source, "test_questions", "questions"))
+        unasked = tuple(identity for identity in ids if identity not in asked)
+    return Dataset(samples=samples, images=source.images(), unasked=unasked, candidates=answer_list(source))
 
 
-def load_open(source: Source) -> Dataset:
-    """Read questions and annotations."""
-    return _load(source, annotated=True)
+_ANSWERS = Slot(name="answers", default="answer_list.json", required=False, summary="answers to rank, a list of texts")
 
 
-def load_blind(source: Source) -> Dataset:
-    """Read questions; the server keeps the answers."""
-    return _load(source, annotated=False)
+def _questions(split: str, name: str = "questions", *, required: bool = True) -> Slot:
+    default = f"v2_OpenEnded_mscoco_{split}_questions.json"
+    return Slot(name=name, default=default, required=required, summary="official JSON")
 
 
-def _slots(questions: str, images: str, annotations: str | None = None) -> tuple[Slot, ...]:
-    files = [Slot(name="questions", default=f"v2_OpenEnded_mscoco_{questions}_questions.json", summary="official JSON")]
-    if annotations:
-        files.append(
-            Slot(name="annotations", default=f"v2_mscoco_{annotations}_annotations.json", summary="official JSON")
-        )
-    return (
-        *files,
-        Slot(name="answers", default="answer_list.json", required=False, summary="answers to rank, a list of texts"),
-        Slot(name=IMAGES, default=images, required=False, summary="folder of COCO images"),
-    )
+def _images(folder: str) -> Slot:
+    return Slot(name=IMAGES, default=folder, required=False, summary="folder of COCO images")
 
 
 _SPLITS = {
     "val": (
         "public answers",
-        _slots("val2014", "val2014", "val2014"),
+        (
+            _questions("val2014"),
+            Slot(name="annotations", default="v2_mscoco_val2014_annotations.json", summary="official JSON"),
+            _ANSWERS,
+            _images("val2014"),
+        ),
         "validation",
         Expected(samples=214_354, images=40_504, source="visualqa.org: val2014"),
     ),
     "test-dev": (
         "scored by the server",
-        _slots("test-dev2015", "test2015"),
+        (
+            _questions("test-dev2015"),
+            _questions("test2015", "test_questions", required=False),
+            _ANSWERS,
+            _images("test2015"),
+        ),
         "testdev",
         Expected(samples=107_394, source="card of lmms-lab/VQAv2"),
     ),
     "test": (
         "test-standard, scored by the server",
-        _slots("test2015", "test2015"),
+        (_questions("test2015"), _ANSWERS, _images("test2015")),
         "test",
         Expected(samples=447_793, images=81_434, source="visualqa.org: test2015"),
     ),
@@ -76,7 +85,7 @@ TASKS = tuple(
         name=f"vqav2/{variant}",
         kind="generate",
         summary=f"VQAv2 {variant}: open questions about COCO photographs ({note})",
-        load=load_open if variant == "val" else load_blind,
+        load=functools.partial(load, split=variant),
         metrics=(vqa_metric("official"),),
         primary="vqa_accuracy",
         variant="official",
@@ -87,7 +96,9 @@ TASKS = tuple(
         slots=slots,
         hub=Hub(repo="lmms-lab/VQAv2", split=hub_split, image_id_column="image_id"),
         expected=expected,
-        results=ResultFormat(id_key="question_id", answer_key="answer"),
+        results=ResultFormat(
+            id_key="question_id", answer_key="answer", records=447_793 if variant == "test-dev" else None
+        ),
         breakdowns=("answer_type", "question_type"),
         perfect=PERFECT if variant == "val" else None,
     )
