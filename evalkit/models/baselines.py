@@ -9,6 +9,7 @@ Decoding has nothing to act on here; asking for ranked candidates is refused.
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 _DIMENSIONS = 1024
 """Random directions of this many dimensions have cosines of 0.03 around 0: far from the oracle's 1 for a match."""
+
+
+_KEPT_WORDS = 40
+"""LAVIS keeps 50 words of a caption, counting marks between spaces as words."""
 
 
 class Majority:
@@ -159,7 +164,7 @@ class Oracle:
 
     def itc_texts(self, texts: Sequence[str]) -> Json:
         """Return the sum (T, D), normalised, of the directions of the images a text was written for."""
-        return _directions([self._texts.get(text, ()) for text in texts])
+        return _directions([self._texts.get(_words(text), ()) for text in texts])
 
     def _study_pairs(self, dataset: Dataset) -> None:
         images: dict[str, set[str]] = {}
@@ -167,7 +172,7 @@ class Oracle:
             images.setdefault(_digest(dataset.images.open(image_id)), set()).add(image_id)
         texts: dict[str, set[str]] = {}
         for text in dataset.texts:
-            texts.setdefault(text.text, set()).update(text.image_ids)
+            texts.setdefault(_words(text.text), set()).update(text.image_ids)
         self._images = {digest: tuple(sorted(ids)) for digest, ids in images.items()}
         self._texts = {text: tuple(sorted(ids)) for text, ids in texts.items()}
 
@@ -180,6 +185,11 @@ def _with_references(task: Task, dataset: Dataset) -> list[Sample]:
             "choose a split with references, or model=fake"
         )
     return known
+
+
+def _words(text: str) -> str:
+    """Return what stays of a caption whatever cleaning the task asks for."""
+    return " ".join(re.findall(r"\w+", text.lower())[:_KEPT_WORDS])
 
 
 def _digest(image: Image) -> str:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, UnsupportedError
 from ..types import Capability, Decoding, Encoded, Json, Prompt, Task
 from .abilities import sampling_with_beams, shortfall, single_row
-from .captions import blip_caption
 from .checkpoints import Checkpoint, Loading
 from .generation import (
     Side,
@@ -98,10 +97,10 @@ class Blip2:
         return shortfall(self.capabilities, task) or sampling_with_beams(task.decoding)
 
     def identity(self, task: Task) -> Mapping[str, Json]:
-        """Return adapter, loading and image size; retrieval adds how captions are cleaned and cut."""
+        """Return adapter, loading and image size; retrieval adds where captions are cut."""
         settings = {"adapter": "blip2", **self._loading.identity(), "image_size": task.image_size}
         if task.kind == "retrieve":
-            settings |= {"captions": "blip", "max_caption_tokens": _MAX_CAPTION_TOKENS}
+            settings |= {"max_caption_tokens": _MAX_CAPTION_TOKENS}
         return settings
 
     def files(self, task: Task) -> Mapping[str, Path]:
@@ -286,9 +285,9 @@ class _Half:
         return hidden_IQD
 
     def _captions(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ids and mask (T, L) of cleaned captions, padded on the right."""
+        """Return ids and mask (T, L) of captions, padded on the right."""
         encoded = self.tokenizer(
-            [blip_caption(text) for text in texts],
+            list(texts),
             padding=True,
             truncation=True,
             max_length=_MAX_CAPTION_TOKENS,

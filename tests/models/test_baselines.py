@@ -154,6 +154,7 @@ def test_oracle_knows_pairs_and_majority_does_not() -> None:
     task = tiny.task("retrieve")
     data = dataset(["0", "1", "2", "3"], texts)
     captions = [text.text for text in texts]
+    captions[1] = "Caption,  1."  # a task may clean captions before they are embedded
     oracle = Oracle()
     oracle.study(task, data)
     oracle.prepare(task)
