@@ -31,7 +31,8 @@ class Writer:
     """Appends predictions to a new file of the run's `predictions` folder. Use as a context manager."""
 
     def __init__(self, folder: Path) -> None:
-        start = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        now = time.time_ns()  # microseconds in the name: of two quick starts the later one must still sort last
+        start = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now // 10**9))}.{now // 1000 % 10**6:06d}"
         self.path = folder / f"{start}-{uuid.uuid4().hex[:8]}.jsonl"
         self._synced = time.monotonic()
         try:
@@ -76,7 +77,7 @@ class Log:
 
     predictions: Mapping[str, Prediction]
     torn: int
-    """Lines that were cut off by a kill; their samples are asked again."""
+    """Lines that are no prediction (cut off by a kill, as a rule); their samples are asked again."""
 
     def answered(self) -> set[str]:
         """Return the ids that have an output; failed ones are tried again."""
@@ -123,20 +124,31 @@ def _line(prediction: Prediction) -> str:
 
 
 def _parse(line: bytes) -> Prediction | None:
-    """Return the prediction of a line, or None for a torn one."""
+    """Return the prediction of a line, or None for one that is torn or says nothing: no output, pairs or error."""
     try:
         record = json.loads(line)
         pairs = record.get("pairs")
-        return Prediction(
+        prediction = Prediction(
             sample_id=record["sample_id"],
             output=record["output"],
             prompt=record.get("prompt"),
             error=record.get("error"),
-            seconds=record.get("seconds", 0.0),
-            pairs=None if pairs is None else tuple((text, itc, itm) for text, itc, itm in pairs),
+            seconds=float(record.get("seconds", 0.0)),
+            pairs=None if pairs is None else tuple(_pair(*pair) for pair in pairs),
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    texts = (prediction.output, prediction.prompt, prediction.error)
+    if not isinstance(prediction.sample_id, str) or not all(isinstance(text, str | None) for text in texts):
+        return None
+    said = prediction.output is not None or prediction.pairs is not None or prediction.error is not None
+    return prediction if said else None
+
+
+def _pair(text_id: Any, itc: Any, itm: Any) -> tuple[str, float, float | None]:
+    if not isinstance(text_id, str):
+        raise TypeError(f"a text id should be text, but is {text_id!r}")
+    return text_id, float(itc), None if itm is None else float(itm)
 
 
 def _cannot_write(path: Path, error: OSError) -> str:

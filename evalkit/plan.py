@@ -86,10 +86,11 @@ def _cost(unit: Unit) -> int:
     return 8 * len(unit.image_ids) + len(unit.samples)
 
 
-def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Order ids as people do: a9 before a10."""
-    return tuple(
+def _natural(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
+    """Order ids as people do: a9 before a10; "01" and "1" are told apart by their text, not by the file's order."""
+    parts = tuple(
         (0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part)
         for part in re.split(r"([0-9]+)", name)
         if part
     )
+    return parts, name

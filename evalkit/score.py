@@ -54,7 +54,7 @@ def score(
         for sample in dataset.samples
         if sample.id in predictions and predictions[sample.id].error is None
     ]
-    settings = dataclasses.replace(settings, texts=dataset.texts)
+    settings = dataclasses.replace(settings, texts=dataset.texts, k=task.k)
     blind = bool(answered) and all(item.sample.reference is None for item in answered)
     result: dict[str, Json] = {
         "format": FORMAT,
@@ -104,6 +104,7 @@ def _compute(task: Task, answered: Sequence[Answered], settings: MetricSettings)
     return Scores(
         aggregate={name: value for part in parts for name, value in part.aggregate.items()},
         per_sample={name: values for part in parts for name, values in part.per_sample.items()},
+        intervals={name: interval for part in parts for name, interval in part.intervals.items()},
         unavailable={name: reason for part in parts for name, reason in part.unavailable.items()},
         details={name: detail for part in parts for name, detail in part.details.items()},
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
@@ -111,11 +112,11 @@ def _compute(task: Task, answered: Sequence[Answered], settings: MetricSettings)
 
 
 def _intervals(answered: Sequence[Answered], scores: Scores) -> dict[str, list[float]]:
-    """Return 95% intervals, clustered by image, of every score that is a mean over samples."""
+    """Return 95% intervals: those the metric gives, and, clustered by image, of every score that is a mean."""
     clusters = [item.sample.image_ids[0] for item in answered]
-    intervals: dict[str, list[float]] = {}
+    intervals = {name: list(interval) for name, interval in scores.intervals.items() if name in scores.aggregate}
     for name, values in scores.per_sample.items():
-        if name not in scores.aggregate:
+        if name not in scores.aggregate or name in intervals:
             continue
         counted = [(value, cluster) for value, cluster in zip(values, clusters, strict=True) if value is not None]
         interval = clustered_mean_interval([value for value, _ in counted], [cluster for _, cluster in counted])
