@@ -101,7 +101,9 @@ _OPENERS = frozenset(_OPENING_WORDS) | {word.upper() for word in _OPENING_WORDS}
 
 def _strip(caption: str) -> str:
     line = one_line(caption).replace("\xad", "")
-    return line.strip(" \t\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200b\u202f\u205f\u3000\ufeff\n")
+    return line.strip(
+        " \t\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200b\u202f\u205f\u3000\ufeff\n"
+    )
 
 
 def _kind(chunk: str) -> str:
@@ -131,13 +133,13 @@ def _line(chunks: Sequence[str], after: str) -> str:
     return " ".join(tokens)
 
 
-_MAY_SPAN = re.compile(r"\d/\d|^[(]?\d\d\d[)]?$|^<[A-Za-z!/?]")
+_MAY_SPAN = re.compile(r"\d/\d|^[(]?\d{2,4}[)]?$|^<[A-Za-z!/?]")
 _SPANS = (
-    re.compile(r"\d+ \d+/\d+(?![\w/.-])"),
-    re.compile(r"(?<!\S)\(?\d{3}\)? \d{3}[ -]\d{4}(?!\w)"),
+    re.compile(r"\d+ \d+/\d+(?![\w/-]|\.\w)"),
+    re.compile(r"(?<!\S)\(?\d{2,4}\)? \d{3,4}[ -]\d{3,4}(?!\w)"),
     re.compile(r"<[A-Za-z!/?][^<>]*>"),
 )
-_SPANNING = re.compile(r"\d[ \t]+\d+/\d|(?<!\S)\(?\d{3}\)?[ \t]+\d{3}")
+_SPANNING = re.compile(r"\d[ \t]+\d+/\d|\d\)?[ \t]+\d{3,4}[- \t]+\d{3,4}")
 
 
 def _joined(chunks: Sequence[str]) -> list[str]:
@@ -150,8 +152,9 @@ def _joined(chunks: Sequence[str]) -> list[str]:
 
 # --- inside a chunk: the longest match wins, as in every lexer -------------------------------------------------------
 
-_L = r"[^\W\d_]"
-_A = r"[^\W_]"
+_NUMERIC = r"\xb2\xb3\xb9\xbc-\xbe\u2070-\u2089\u2150-\u218b\u2460-\u249b\u24ea-\u24ff\u2776-\u2793"
+_L = rf"[^\W\d_{_NUMERIC}]"
+_A = rf"[^\W_{_NUMERIC}]"
 _WORD = rf"{_A}+(?:_{_A}+)*"
 _Q = "['’]"
 
@@ -160,18 +163,16 @@ _ABBREVIATIONS = frozenset(
     "co col colo conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov hon "
     "inc ind insp intl jan jos jr jul jun kan kans ky lt ltd maj mar md messrs mich minn mlle mme mo mon mont mr mrs ms "
     "msgr mt natl neb nev nov oct okla penn pfc ph plc pres prof pvt rd rep reps rev rt sen sep sept seq sfc sgt spc sq "
-    "sr st ste supt supts sys tel tenn thu thurs tue tues univ va vs vt wed wis wisc wm wyo mfg mtg pte pty".split()
+    "sr st ste supt supts sys tel tenn thu thurs tue tues univ va vs vt wed wis wisc wm wyo mfg mtg pte pty ptys invt sens".split()
 )
 """Keep their full stop wherever they stand; all written with any case but for the two sets below."""
 _CAPITALISED_ONLY = frozenset("ark az del ill la mass miss ore pa tex wash".split())
-_NOT_UPPER = frozenset("mfg mtg pte pty".split())
+_NOT_UPPER = frozenset("mfg mtg pte pty ptys".split())
 _BEFORE_DIGITS = frozenset("art ca fig figs no nos op pp prop".split())
 """Keep it before a number only: "no. 7", but "said no."."""
 
-_CONTRACTED = {
-    "cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3,
-}  # fmt: skip
-"""Words cut in two after that many letters."""
+_CONTRACTED = dict.fromkeys(("cannot", "gonna", "gotta", "lemme", "gimme", "wanna"), 3)
+"""Words cut in two, after that many letters."""
 
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'", "&nbsp;": ""}
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
@@ -182,14 +183,13 @@ _SYMBOLS |= {"„": "„", "‚": "‚", "\x96": "--", "\x97": "--", "\x91": "'"
 _PATTERNS = tuple(
     re.compile(pattern)
     for pattern in (
-        # A word before n't ends there, whatever follows it.
-        rf"{_L}+?(?=n['’`‘]t|N['’`‘]T|N['’`‘]t|n['’`‘]T)",
         rf"[nN]['’`‘][tT]{_L}*",
         # Words with an apostrophe inside: O'Brien, d'Artagnan, Hawai'i, ma'am, rock climbers' o'clock ...
-        rf"(?:[dlnoA-XZ]|[Qq]u|[Nn]e|[Jj]usqu){_Q}{_L}{_L}+(?:-{_WORD})*",
+        rf"(?:[dlnoA-XZ]|[Qq]u|[Nn]e|[Jj]usqu){_Q}(?!(?:ll|LL|re|RE|ve|VE)(?!{_L})){_L}{_L}+(?:-{_WORD})*",
         rf"{_L}+[aeiouAEIOU]{_Q}[aeiouAEIOU]{_L}*",
         r"(?i:c['’]est|c['’]mon|e['’]er|e['’]en|o['’]er|ma['’]am|hallowe['’]en|s['’]mores|li['’]l|nat['’]l)(?![^\W_])",
         rf"[yY]{_Q}(?={_L})",
+        rf"(?:[dljDLJ]|(?i:ol|dunkin)){_Q}(?!{_L})",
         # Compounds; the first part may hold full stops and commas ("3.5-inch").
         rf"(?:[doDO]{_Q})?{_A}+(?:[.,]{_A}+)*(?:-(?:[doDO]{_Q})?{_WORD})+(?:/{_WORD}(?:-{_WORD})*)*",
         rf"{_WORD}(?:/[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*)+",
@@ -204,7 +204,7 @@ _PATTERNS = tuple(
         # Numbers, with sign, times and groups of digits.
         r"[-+]?[0-9]*(?:[.,:][0-9]+)+|[-+]?[0-9]+",
         r"[0-9]+\xa0[0-9]+/[0-9]+",
-        r"\(?[0-9]{3}\)?\xa0[0-9]{3}[-\xa0][0-9]{4}",
+        r"\(?[0-9]{2,4}\)?\xa0[0-9]{3,4}[-\xa0][0-9]{3,4}",
         # Addresses, handles, tags, entities, faces.
         r"(?:https?|ftp)://[^\s<>|\"]*[^\s<>|\"'.,;:!?)(]",
         r"[A-Za-z0-9][^\s<>|\"@,;:()]*@[A-Za-z0-9](?:[^\s<>|\"(),;:!?]*[A-Za-z0-9])?",
@@ -212,17 +212,20 @@ _PATTERNS = tuple(
         r"<[A-Za-z!/?][^<>]*>",
         r"&(?i:amp|lt|gt|quot|apos|nbsp);",
         r"[:;=]-?[)(]|[:;=][DPpO\[\]\\](?![^\W_])|\^_\^|-_-|[oO]_[oO]",
+        r"-(?i:lrb|rrb|lcb|rcb|lsb|rsb)-",
         r"US\$|C\$|A\$|HK\$",
         r"[!?]+", r"\.\.+", r"--+", r"\*+", r"#+", r"@+", r"_+", r"<<", r">>",
     )
 )  # fmt: skip
+_BEFORE_NT = re.compile(rf"({_L}+?)n['’`‘]t", re.IGNORECASE)
 _CLITIC = re.compile(rf"{_Q}(?:[sSdDmMnN](?!{_L})|(?:ll|LL|re|RE|ve|VE)(?!{_L})(.|$))", re.DOTALL)
 _SPECIAL_QUOTE = re.compile(
-    rf"{_Q}(?:(?i:em|til|till|cause)(?![^\W_])|[nN]{_Q}|[0-9][0-9]s(?![^\W_])|[0-9][0-9](?=$))", re.DOTALL
+    rf"{_Q}(?:(?i:em|till|til|cause)|[nN]{_Q}|[0-9][0-9]s(?![^\W_])|[0-9][0-9](?=$))", re.DOTALL
 )
 _TIS = re.compile(rf"{_Q}(?i:t(is|was))(?![^\W_])")
 _STOP_BEFORE = re.compile(r"\.(?=[,;:])")
-_PLAIN_WORD = re.compile(rf"{_L}+")
+_COMPOUND = re.compile(rf"{_WORD}(?:-{_WORD})*")
+_APOSTROPHE = re.compile(rf"{_Q}{_L}")
 
 
 @lru_cache(maxsize=1 << 17)
@@ -245,6 +248,9 @@ def _lex(chunk: str, following: str) -> Iterator[str]:
             match = pattern.match(chunk, position)
             if match and match.end() > end:
                 end = match.end()
+        negated = _BEFORE_NT.match(chunk, position)
+        if negated and negated.end() > end:
+            end = negated.end(1)  # what is looked at behind the word counts for the length of the match
         if end == position:
             position += 1
             yield _symbol(char)
@@ -255,7 +261,11 @@ def _lex(chunk: str, following: str) -> Iterator[str]:
             if kept:
                 text, end = text + ".", end + 1
         position = end
-        yield from _written(text)
+        if text.lower() in _CONTRACTED and not _APOSTROPHE.match(chunk, end):
+            cut = _CONTRACTED[text.lower()]
+            yield from (text[:cut].lower(), text[cut:].lower())
+        else:
+            yield _written(text)
 
 
 def _keeps_stop(text: str, chunk: str, stop: int, following: str) -> bool:
@@ -263,7 +273,7 @@ def _keeps_stop(text: str, chunk: str, stop: int, following: str) -> bool:
     last = stop + 1 == len(chunk)
     if len(text) == 1 and text.isascii() and text.isalpha():
         return not (last and following == _OPENER)
-    if _STOP_BEFORE.match(chunk, stop):
+    if _STOP_BEFORE.match(chunk, stop) and _COMPOUND.fullmatch(text):
         return True
     lower = text.lower()
     if lower in _BEFORE_DIGITS:
@@ -273,28 +283,23 @@ def _keeps_stop(text: str, chunk: str, stop: int, following: str) -> bool:
     return lower in _CAPITALISED_ONLY and text[0].isupper()
 
 
-def _written(text: str) -> Iterator[str]:
+def _written(text: str) -> str:
     lower = text.lower()
-    if lower in _CONTRACTED:
-        cut = _CONTRACTED[lower]
-        yield lower[:cut]
-        yield lower[cut:]
-    elif lower in _ENTITIES:
-        yield _ENTITIES[lower]
-    elif text[0] in ".-" and len(set(text)) == 1:
-        yield "--"  # dots and dashes are dropped, however many
-    elif text[-1] in ")(" and text[0] in ":;=":
-        yield text[:-1] + _BRACKETS[text[-1]]
-    elif text[0] == "(" or ")" in text and "\xa0" in text:
-        yield lower.replace("(", "-lrb-").replace(")", "-rrb-")
-    elif text[0] in "<>" and len(text) == 1:
-        yield text
-    else:
-        yield lower.replace("’", "'").replace("‘", "`")
+    if lower in _ENTITIES:
+        return _ENTITIES[lower]
+    if text[-1] in ")(" and text[0] in ":;=":
+        return text[:-1] + _BRACKETS[text[-1]]
+    if "\xa0" in text and text[0] != "<":
+        return lower.replace("(", "-lrb-").replace(")", "-rrb-")
+    if text[0] in ".-" and len(set(text)) == 1:
+        return "--"  # dots and dashes are dropped, however many
+    return lower.replace("’", "'").replace("‘", "`")
 
 
 def _quote(chunk: str, position: int, following: str) -> tuple[tuple[str, ...], int]:
     """Return what stands at an apostrophe, and where it ends: a clitic, a shortened word, or a quotation mark."""
+    if chunk[position : position + 2] == "''":
+        return (), position + 2
     match = _TIS.match(chunk, position)
     if match:
         return ("'t", match[1].lower()), match.end()
