@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from evalkit.errors import DataError, ImageError
+from evalkit.types import ImageStore
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -234,6 +235,24 @@ class RowImages:
     def missing(self, image_ids: Sequence[str]) -> list[str]:
         """Return those of `image_ids` that are in no row."""
         return [image_id for image_id in image_ids if image_key(image_id) not in self._rows]
+
+
+class AliasImages:
+    """A store under other ids: where a table repeats an image under each question, its first question serves."""
+
+    def __init__(self, store: ImageStore, names: Mapping[str, str]) -> None:
+        """Take {image id: the store's own id}."""
+        self._store = store
+        self._names = names
+
+    def open(self, image_id: str) -> Image:
+        """Return the decoded image; raise `ImageError` when there is none, or not whole."""
+        return self._store.open(self._names.get(image_id, image_id))
+
+    def missing(self, image_ids: Sequence[str]) -> list[str]:
+        """Return those of `image_ids` that the store has no image for."""
+        lost = set(self._store.missing([self._names.get(image_id, image_id) for image_id in image_ids]))
+        return [image_id for image_id in image_ids if self._names.get(image_id, image_id) in lost]
 
 
 def check_name(name: str) -> None:

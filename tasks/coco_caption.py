@@ -62,11 +62,15 @@ TASKS = tuple(
             samples=5_000,
             images=5_000,
             texts=25_010,
+            fingerprint=fingerprint,
             source="Karpathy's dataset_coco.json",
         ),
         results=ResultFormat(id_key="image_id", answer_key="caption"),
         perfect=typical_caption,
         majority=typical_of_all,
     )
-    for split in ("test", "val")
+    for split, fingerprint in (
+        ("test", "69d3833be2a04edff0b3ea1984d359ad520dfe77d754dfaf6cf15f1a321db74e"),
+        ("val", "3e76099cbe547c1abff94ab8893cfbe765bd3d7a9ba53d48278e244fffb9400f"),
+    )
 )

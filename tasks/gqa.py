@@ -102,7 +102,12 @@ TASKS = tuple(
         (
             "testdev",
             "what papers report",
-            Expected(samples=12_578, images=398, source="testdev_balanced_questions.json"),
+            Expected(
+                samples=12_578,
+                images=398,
+                fingerprint="540eb6aa59cedeafe6d80c8ab9d4f821a616dae92d37c8fb3dfe53bc082a6f65",
+                source="testdev_balanced_questions.json",
+            ),
         ),
         ("val", "public answers", Expected(samples=132_062, source="card of Mineru/GQA, a copy of the release")),
         ("test", "scored by the server", Expected(samples=95_336, images=2_987, source="card of lmms-lab/GQA")),

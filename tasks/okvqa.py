@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 
 from evalkit.data import IMAGES
-from evalkit.formats import answer_list, best_answer, vqa_sample, vqa_samples
+from evalkit.formats import answer_list, best_answer, need, vqa_sample, vqa_samples
+from evalkit.images import AliasImages
 from evalkit.metrics.vqa import vqa_accuracy, vqa_metric
 from evalkit.prompts import VQA_PROMPTS
 from evalkit.types import Dataset, Decoding, Expected, Hub, ResultFormat, Slot, Source, Task
@@ -21,13 +22,22 @@ PERFECT = functools.partial(best_answer, accuracy=functools.partial(vqa_accuracy
 
 
 def load(source: Source) -> Dataset:
-    """Read questions and annotations; on the hub, an image is known by the question that shows it."""
+    """Read questions and annotations."""
     if source.kind == "hub":
-        rows = ({**row, "image_id": row.get("question_id")} for row in source.rows())
-        samples = tuple(vqa_sample(row, row, f"row {number}") for number, row in enumerate(rows))
-    else:
-        samples = vqa_samples(source, annotated=True)
+        return _load_hub(source)
+    samples = vqa_samples(source, annotated=True)
     return Dataset(samples=samples, images=source.images(), candidates=answer_list(source))
+
+
+def _load_hub(source: Source) -> Dataset:
+    """Read the hub table, which names no image: question ids are the COCO image id and one more digit."""
+    samples = []
+    first: dict[str, str] = {}
+    for number, row in enumerate(source.rows()):
+        question = str(need(row, "question_id", f"row {number}"))
+        first.setdefault(question[:-1], question)
+        samples.append(vqa_sample({**row, "image_id": question[:-1]}, row, f"row {number}"))
+    return Dataset(samples=tuple(samples), images=AliasImages(source.images(), first))
 
 
 TASKS = (
@@ -54,7 +64,12 @@ TASKS = (
             Slot(name=IMAGES, default="val2014", required=False, summary="folder of COCO images"),
         ),
         hub=Hub(repo="lmms-lab/OK-VQA", split="val2014", image_id_column="question_id"),
-        expected=Expected(samples=5_046, source="card of HuggingFaceM4/OK-VQA: 5,046 questions on 5,033 images"),
+        expected=Expected(
+            samples=5_046,
+            images=5_033,
+            fingerprint="9b0ff38a4e6c23a3708f7507e533123e4365bcd40d97424acc8b77b3ed984c48",
+            source="OpenEnded_mscoco_val2014_questions.json",
+        ),
         results=ResultFormat(id_key="question_id", answer_key="answer"),
         breakdowns=("question_type",),
         perfect=PERFECT,

@@ -60,7 +60,13 @@ TASKS = tuple(
             "dataset_coco.json",
             "val2014",
             Hub(repo="yerevann/coco-karpathy", split="test"),
-            Expected(samples=5_000, images=5_000, texts=25_010, source="Karpathy's dataset_coco.json"),
+            Expected(
+                samples=5_000,
+                images=5_000,
+                texts=25_010,
+                fingerprint="f85ab295e51cc71f737c24b907c8e95e86a7aa781bc2c49249af46da8fa6a834",
+                source="Karpathy's dataset_coco.json, whose caption ids are COCO's",
+            ),
         ),
         (
             "flickr30k",

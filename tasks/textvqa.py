@@ -76,7 +76,12 @@ TASKS = tuple(
             "public answers",
             "train_images",
             "validation",
-            Expected(samples=5_000, images=3_166, source="TextVQA 0.5.1"),
+            Expected(
+                samples=5_000,
+                images=3_166,
+                fingerprint="08a18c7a936269fe7aaa56864f239da02876d19d1d7884e1e0aa1013cab53b90",
+                source="TextVQA 0.5.1",
+            ),
         ),
         (
             "test",
