@@ -53,7 +53,7 @@ class EngineConfig:
     """Threads that open and preprocess images."""
     threads: int = 1
     """CPU threads of torch in each worker. Another number may change last bits."""
-    heartbeat_s: float = 300.0
+    heartbeat_s: float = 600.0
     """A worker that shows no sign of life for so long is replaced."""
     max_restarts: int = 3
     """So often a worker is replaced."""
@@ -284,6 +284,14 @@ def from_mapping(raw: Mapping[str, Any], asked: Iterable[str]) -> RunConfig:
             raise ConfigError(f"engine.{name}={getattr(config.engine, name)}: give a number from 1")
     _build(Decoding, dict(config.decoding), "decoding")
     return config
+
+
+def to_mapping(config: RunConfig) -> dict[str, Any]:
+    """Return what `from_mapping` makes the same configuration of: how a worker process is told it."""
+    values = dataclasses.asdict(config)
+    values.pop("style_asked")
+    values["data"] |= values["data"].pop("slots")
+    return values
 
 
 def _names(value: str) -> tuple[str, ...]:

@@ -13,32 +13,20 @@ import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from evalkit import log, manifest, plan, registry, retrieval, score
+from evalkit import log, manifest, plan, registry, score
 from evalkit.config import DataConfig, MetricsConfig, RunConfig
+from evalkit.crew import Crew, Place, crew_of
 from evalkit.data import check_images, fingerprint, load_dataset
 from evalkit.errors import ConfigError, IncompleteError, ModelError, UnsupportedError
 from evalkit.paths import user_cache
 from evalkit.progress import Progress
 from evalkit.prompts import fill
-from evalkit.run import Job, Outcome, finish_batch_on_interrupt, predict
-from evalkit.types import Dataset, Json, MetricSettings, Model, Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assignment:
-    """One task, ready to run: its data, its prompts and where its results go."""
-
-    task: Task
-    dataset: Dataset
-    prompts: Mapping[str, str]
-    label: str
-    """The folder name: the family for its default variant, else family-variant."""
-    folder: Path
-    manifest: Mapping[str, Json]
+from evalkit.run import Outcome, finish_batch_on_interrupt
+from evalkit.types import Dataset, MetricSettings, Model, Task
+from evalkit.work import Assignment
 
 
 def launch(config: RunConfig, argv: Sequence[str]) -> int:
@@ -47,22 +35,28 @@ def launch(config: RunConfig, argv: Sequence[str]) -> int:
     Raises:
         EvalkitError: whatever is the user's to mend; nothing already written is lost.
     """
-    _limit_threads(config.engine.threads)
+    limit_threads(config.engine.threads)
+    place = Place.from_environment(os.environ)
     model = build_model(config.model)
     out = Path(config.out)
-    ready = [_assign(spec, config, model, out) for spec in config.task]
+    ready = [_identified(spec, config, model, out) for spec in config.task]
     code = 0
+    with crew_of(config, model, ready, place) as crew:
+        for number, assignment in enumerate(ready):
+            if not _run(number, assignment, config, crew, place, argv):
+                _say(f"stopped; everything answered is kept in {assignment.folder}; the same command continues")
+                return 130
+    if place.rank > 0:
+        return (
+            0 if all(not assignment.todo(assignment.phases[-1]) for assignment in ready) else IncompleteError.exit_code
+        )
     for assignment in ready:
-        outcome = _run(assignment, config, model, argv)
-        if outcome.interrupted:
-            _say(f"stopped; everything answered is kept in {assignment.folder}; the same command continues")
-            return 130
         try:
             _score(assignment, config)
         except IncompleteError as error:
             _say(str(error))
             code = error.exit_code
-    _tables(out)
+    _tables(out, ready)
     return code
 
 
@@ -75,9 +69,7 @@ def build_model(spec: Mapping[str, Any]) -> Model:
     arguments = {key: value for key, value in spec.items() if key not in ("_target_", "name")}
     target = spec.get("_target_")
     if not isinstance(target, str) or "." not in target:
-        raise ConfigError(
-            f"model._target_={target!r} names no class; give one like model._target_=my_package.MyModel"
-        )
+        raise ConfigError(f"model._target_={target!r} names no class; give one like model._target_=my_package.MyModel")
     module_name, _, class_name = target.rpartition(".")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # `evalkit` as a command sees a module beside you, as `python -m evalkit` does
@@ -152,24 +144,34 @@ def metric_settings(config: MetricsConfig) -> MetricSettings:
     )
 
 
-def _assign(spec: str, config: RunConfig, model: Model, out: Path) -> Assignment:
+def assignment(spec: str, config: RunConfig, model: Model, folder: Path) -> Assignment:
+    """Return a task with its data and prompts; every process of a run makes the same one.
+
+    Raises:
+        EvalkitError: an unknown name, a setting the model cannot honour, files that are missing or broken.
+    """
     task = resolve(spec, config, model)
     refusal = model.refuses(task)
     if refusal:
         raise UnsupportedError(f"model {config.model.get('name')} cannot do {task.name}: {refusal}")
     dataset = limited(dataset_of(task, config.data, images_needed=False), config.limit)
-    check_images(dataset, task.name)
-    if hasattr(model, "study"):
-        model.study(task, dataset)
     prompts = {} if task.kind == "retrieve" else {sample.id: fill(task, sample) for sample in dataset.samples}
-    files = manifest.hash_files(model.files(task), user_cache())
-    target = {"adapter": config.model["_target_"], **model.identity(task)}
-    facts = manifest.identity(task, dataset, prompts, target, files)
+    return Assignment(
+        task=task, dataset=dataset, prompts=prompts, label=label_of(task, spec), folder=folder, engine=config.engine
+    )
+
+
+def _identified(spec: str, config: RunConfig, model: Model, out: Path) -> Assignment:
+    """Return the assignment with its run folder, in which the manifest stands."""
     name = str(config.model.get("name") or config.model["_target_"].rpartition(".")[2])
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
         raise ConfigError(f"model.name={name!r} becomes the name of a folder; use letters, digits and . _ + -")
-    label = label_of(task, spec)
-    folder = out / label / name / manifest.run_key(facts)
+    ready = assignment(spec, config, model, out)
+    task, dataset = ready.task, ready.dataset
+    check_images(dataset, task.name)
+    files = manifest.hash_files(model.files(task), user_cache())
+    target = {"adapter": config.model["_target_"], **model.identity(task)}
+    facts = manifest.identity(task, dataset, ready.prompts, target, files)
     where = {
         "kind": config.data.kind,
         "root": str(Path(config.data.root).resolve()) if config.data.root else None,
@@ -178,7 +180,9 @@ def _assign(spec: str, config: RunConfig, model: Model, out: Path) -> Assignment
     }
     about = manifest.describe(task, dataset, facts, model=dict(config.model), data=where, limit=config.limit)
     about["spec"] = str(Path(spec).resolve()) if spec.endswith(".py") else spec
-    return Assignment(task=task, dataset=dataset, prompts=prompts, label=label, folder=folder, manifest=about)
+    folder = out / ready.label / name / manifest.run_key(facts)
+    manifest.write_once(folder, about)
+    return dataclasses.replace(ready, folder=folder)
 
 
 def resolve(spec: str, config: RunConfig, model: Model | None = None) -> Task:
@@ -211,86 +215,62 @@ def label_of(task: Task, spec: str) -> str:
     return task.family if default.name == task.name else task.name.replace("/", "-")
 
 
-def _run(assignment: Assignment, config: RunConfig, model: Model, argv: Sequence[str]) -> Outcome:
-    task, dataset, folder = assignment.task, assignment.dataset, assignment.folder
-    manifest.write_once(folder, assignment.manifest)
-    before = log.read_log(folder / "predictions")
-    answered = before.answered()
-    todo = [sample.id for sample in dataset.samples if sample.id not in answered]
-    units = plan.cut(
-        dataset.samples,
-        image_batch=config.engine.image_batch,
-        prompt_batch=config.engine.prompt_batch,
-        length=lambda sample: len(assignment.prompts.get(sample.id, "")),
-    )
-    images = len({image_id for sample in dataset.samples for image_id in sample.image_ids})
-    label = f"{assignment.label} {folder.parent.name}"
-    if not todo:
-        _say(f"{label}: all {len(dataset.samples)} samples were answered before, in {folder}")
-        return Outcome()
+def _run(number: int, ready: Assignment, config: RunConfig, crew: Crew, place: Place, argv: Sequence[str]) -> bool:
+    """Do what is left of this process's share of a task, phase by phase; return False when interrupted."""
+    before = log.read_log(ready.predictions)
+    answered = len(before.answered())
+    label = f"{ready.label} {ready.folder.parent.name}"
     if before.torn:
         _say(
             f"{label}: {before.torn} torn lines in the log, from a start that was killed; their samples are asked again"
         )
-    model.prepare(task)
-    progress = Progress(label, samples=len(dataset.samples), images=images, done=len(dataset.samples) - len(todo))
-    mine = plan.unfinished(units, answered)
+    if not ready.todo(ready.phases[-1]):
+        _say(f"{label}: all {answered} samples were answered before, in {ready.folder}")
+        return True
+    images = len({image_id for sample in ready.dataset.samples for image_id in sample.image_ids})
+    progress = Progress(label, samples=len(ready.dataset.samples), images=images, done=answered)
+    segment = manifest.Segment(ready.folder, argv, dataclasses.asdict(config.engine) | {"devices": config.devices})
     stop = threading.Event()
-    with log.Writer(folder / "predictions") as writer, finish_batch_on_interrupt(stop):
-        if task.kind == "retrieve":
-            job = retrieval.RetrievalJob(
-                task=task, dataset=dataset, model=cast("Any", model), units=units, folder=folder,
-                pair_batch=config.engine.prompt_batch, loader_threads=config.engine.loader_threads, stop=stop,
-            )  # fmt: skip
-            retrieval.embed(job, units, range(len(retrieval.text_units(dataset.texts))))
-            outcome = (
-                retrieval.match(job, mine, writer, progress)
-                if retrieval.wait_for_features(job)
-                else Outcome(interrupted=True)
-            )
-        else:
-            outcome = predict(
-                Job(
-                    task=task, dataset=dataset, model=cast("Any", model), prompts=assignment.prompts,
-                    answered=answered, loader_threads=config.engine.loader_threads, stop=stop,
-                ),
-                mine, writer, progress,
-            )  # fmt: skip
+    outcome = Outcome()
+    with finish_batch_on_interrupt(stop):
+        for phase in ready.phases:
+            mine = place.share(ready, phase)
+            if mine:
+                outcome.add(crew.run(number, phase, mine, progress, stop))
+            if stop.is_set():
+                break
+            place.wait_for_others(ready, phase, stop)
     progress.close()
-    segment = {
-        **manifest.environment(argv),
-        "engine": dataclasses.asdict(config.engine),
-        "devices": config.devices,
-        "outcome": dataclasses.asdict(outcome),
-    }
-    manifest.write_segment(folder, writer.path.stem, segment)
-    return outcome
+    segment.close(dataclasses.asdict(outcome))
+    return not stop.is_set()
 
 
-def _score(assignment: Assignment, config: RunConfig) -> None:
+def _score(ready: Assignment, config: RunConfig) -> None:
     result = score.score(
-        assignment.task,
-        assignment.dataset,
-        log.read_log(assignment.folder / "predictions").predictions,
+        ready.task,
+        ready.dataset,
+        log.read_log(ready.predictions).predictions,
         metric_settings(config.metrics),
         allow_partial=config.allow_partial,
         max_failed=config.max_failed,
     )
-    score.write(assignment.folder, result)
+    score.write(ready.folder, result)
     for name, reason in result["unavailable"].items():
-        _say(f"{assignment.label}: no {name}: {reason}")
+        _say(f"{ready.label}: no {name}: {reason}")
 
 
-def _tables(out: Path) -> None:
+def _tables(out: Path, ready: Sequence[Assignment]) -> None:
+    """Write all tables; print the runs that share a table with those just made."""
     from evalkit import leaderboard
 
     entries = leaderboard.collect(out)
-    if entries:
-        print(leaderboard.summary(entries))
+    now = {entry.stamps for entry in entries for assignment in ready if entry.run_key == assignment.folder.name}
+    if now:
+        print(leaderboard.summary([entry for entry in entries if entry.stamps in now]))
         _say("tables: " + ", ".join(str(path) for path in leaderboard.write(out) if path.suffix == ".md"))
 
 
-def _limit_threads(threads: int) -> None:
+def limit_threads(threads: int) -> None:
     """Fix the number of CPU threads: the same row through one Linear differs in its last bits with another number."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,9 +110,23 @@ def write_once(run: Path, manifest: Mapping[str, Json]) -> None:
         write_atomically(path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
-def write_segment(run: Path, name: str, facts: Mapping[str, Json]) -> None:
-    """Write what is known of one start of a run: where, with what, how it ended."""
-    write_atomically(run / "segments" / f"{name}.json", json.dumps(facts, indent=1, sort_keys=True) + "\n")
+class Segment:
+    """What is known of one start of a run: where, with what, how it ended. No end in it: it was killed."""
+
+    def __init__(self, run: Path, argv: Sequence[str], geometry: Mapping[str, Json]) -> None:
+        """Write the file."""
+        start = datetime.datetime.now(datetime.UTC)
+        self._path = run / "segments" / f"{start:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}.json"
+        self._facts = {"start": start.isoformat(), **environment(argv), "engine": dict(geometry)}
+        self._write()
+
+    def close(self, outcome: Mapping[str, Json]) -> None:
+        """Add when and how it ended."""
+        self._facts |= {"end": datetime.datetime.now(datetime.UTC).isoformat(), "outcome": dict(outcome)}
+        self._write()
+
+    def _write(self) -> None:
+        write_atomically(self._path, json.dumps(self._facts, indent=1, sort_keys=True) + "\n")
 
 
 def read(run: Path) -> dict[str, Any]:

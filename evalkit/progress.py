@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
+from typing import Protocol, TextIO
 
 _EVERY_TERMINAL = 0.2
 _EVERY_PLAIN = 10.0
+
+
+class Reporter(Protocol):
+    """What the loop tells about its progress."""
+
+    def advance(self, *, samples: int, images: int, failed: int = 0) -> None:
+        """Count what was just finished."""
 
 
 class Progress:

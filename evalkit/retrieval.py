@@ -15,15 +15,15 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalkit.errors import ImageError, ResultsError, SampleError
+from evalkit.loading import Loaded, load_ahead
 from evalkit.log import Writer
-from evalkit.progress import Progress
+from evalkit.progress import Reporter
 from evalkit.run import Outcome
 from evalkit.types import Dataset, Encoded, MatchingModel, Prediction, Task, Text, Unit
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _TEXT_BATCH = 128
-_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +45,8 @@ class RetrievalJob:
     """All units of the run, whoever does them."""
     folder: Path
     """The run folder."""
+    answered: Collection[str] = ()
+    """Images with a line in the log: their unit may be run again, they are not appended again."""
     pair_batch: int = 64
     loader_threads: int = 4
     stop: threading.Event = field(default_factory=threading.Event)
@@ -56,63 +57,81 @@ def text_units(texts: Sequence[Text]) -> list[tuple[Text, ...]]:
     return [tuple(texts[i : i + _TEXT_BATCH]) for i in range(0, len(texts), _TEXT_BATCH)]
 
 
-def embed(job: RetrievalJob, mine: Sequence[Unit], my_texts: Sequence[int]) -> None:
+def embed(
+    job: RetrievalJob,
+    mine: Iterable[Unit],
+    my_texts: Iterable[int],
+    done: Callable[[int], None] = lambda index: None,
+) -> None:
     """Phase 1: write the ITC features of these image units and text units, those that are there left out.
 
-    An image that cannot be opened gets no features: it is a failed sample in phase 2, and nobody's candidate.
+    An image that cannot be opened gets no features: it is a failed sample in phase 2, and nobody's candidate. `done` is
+    called with the index of each unit whose file is there.
     """
     import numpy as np
 
     texts = text_units(job.dataset.texts)
     for index in my_texts:
         path = _texts_file(job.folder, index)
-        if not path.exists() and not job.stop.is_set():
+        if job.stop.is_set():
+            return
+        if not path.exists():
             features = np.asarray(job.model.itc_texts([text.text for text in texts[index]]), dtype=np.float32)
             _save(path, features=features)
-    with ThreadPoolExecutor(job.loader_threads, thread_name_prefix="loader") as pool:
-        for unit in mine:
-            path = _images_file(job.folder, unit.index)
-            if path.exists() or job.stop.is_set():
-                continue
-            inputs, broken = _load(job, unit, pool)
-            ids = [image_id for image_id in unit.image_ids if image_id not in broken]
+        done(index)
+    for unit, loaded in load_ahead(job.dataset, job.model, mine, job.loader_threads):
+        path = _images_file(job.folder, unit.index)
+        if job.stop.is_set():
+            return
+        if not path.exists():
+            ids = [image_id for image_id in unit.image_ids if image_id in loaded.inputs]
             features = np.zeros((0, 1, 1), dtype=np.float32)
             if ids:
-                encoded = job.model.encode([inputs[image_id] for image_id in ids])
+                encoded = job.model.encode([loaded.inputs[image_id] for image_id in ids])
                 features = np.asarray(job.model.itc_images(encoded), dtype=np.float32)
-            reasons = [broken[image_id] for image_id in broken]
-            _save(path, ids=np.array(ids, dtype=str), features=features, broken=np.array(list(broken), dtype=str),
-                  reasons=np.array(reasons, dtype=str))  # fmt: skip
+            names = (ids, list(loaded.broken), list(loaded.broken.values()))
+            ids_A, broken_A, reasons_A = (np.array(part, dtype=str) for part in names)
+            _save(path, ids=ids_A, features=features, broken=broken_A, reasons=reasons_A)
+        done(unit.index)
 
 
-def wait_for_features(job: RetrievalJob, alive: Callable[[], bool] = lambda: True) -> bool:
-    """Wait until every feature file is there; return False when stopped or when nobody is left to write them."""
-    wanted = [_images_file(job.folder, unit.index) for unit in job.units]
-    wanted += [_texts_file(job.folder, index) for index in range(len(text_units(job.dataset.texts)))]
-    while missing := [path for path in wanted if not path.exists()]:
-        if job.stop.is_set() or not alive():
-            return False
-        wanted = missing
-        time.sleep(_POLL_SECONDS)
-    return True
+def missing_features(folder: Path, units: Sequence[Unit], texts: Sequence[Text], kind: str) -> list[int]:
+    """Return the units of phase 1 ("images" or "texts") whose feature file is not there yet."""
+    if kind == "texts":
+        return [index for index in range(len(text_units(texts))) if not _texts_file(folder, index).exists()]
+    return [unit.index for unit in units if not _images_file(folder, unit.index).exists()]
 
 
-def match(job: RetrievalJob, mine: Sequence[Unit], writer: Writer, progress: Progress) -> Outcome:
+def match(
+    job: RetrievalJob,
+    mine: Iterable[Unit],
+    writer: Writer,
+    progress: Reporter,
+    done: Callable[[Unit], None] = lambda unit: None,
+) -> Outcome:
     """Phase 2: score the candidate pairs of these units and append a line an image."""
     outcome = Outcome()
     candidates = _candidates(job)
-    with ThreadPoolExecutor(job.loader_threads, thread_name_prefix="loader") as pool:
-        for unit in mine:
-            predictions = _match_unit(job, unit, candidates, pool)
-            writer.append(predictions)
-            failed = sum(prediction.error is not None for prediction in predictions)
-            outcome.asked += len(predictions)
-            outcome.failed += failed
-            progress.advance(samples=len(predictions), images=len(predictions), failed=failed)
-            if job.stop.is_set():
-                outcome.interrupted = True
-                break
+    for unit, loaded in _with_pixels(job, mine):
+        lines = _match_unit(job, unit, candidates, loaded)
+        predictions = [line for line in lines if line.sample_id not in job.answered]
+        writer.append(predictions)
+        failed = sum(prediction.error is not None for prediction in predictions)
+        outcome.asked += len(predictions)
+        outcome.failed += failed
+        progress.advance(samples=len(predictions), images=len(predictions), failed=failed)
+        done(unit)
+        if job.stop.is_set():
+            outcome.interrupted = True
+            break
     return outcome
+
+
+def _with_pixels(job: RetrievalJob, units: Iterable[Unit]) -> Iterator[tuple[Unit, Loaded]]:
+    """Yield the units with their images, which a dual encoder (ITC only) no longer needs."""
+    if "itm" in job.model.capabilities:
+        return load_ahead(job.dataset, job.model, units, job.loader_threads)
+    return ((unit, Loaded({}, {})) for unit in units)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,27 +141,26 @@ class _Candidates:
     broken: dict[str, str]
 
 
-def _match_unit(job: RetrievalJob, unit: Unit, candidates: _Candidates, pool: ThreadPoolExecutor) -> list[Prediction]:
+def _match_unit(job: RetrievalJob, unit: Unit, candidates: _Candidates, loaded: Loaded) -> list[Prediction]:
     texts = job.dataset.texts
     start = time.monotonic()
     broken = {image_id: candidates.broken[image_id] for image_id in unit.image_ids if image_id in candidates.broken}
-    scores: dict[str, list[float] | None] = {}
-    if "itm" in job.model.capabilities:
-        inputs, now_broken = _load(job, unit, pool)
-        broken |= now_broken
-        ids = [image_id for image_id in unit.image_ids if image_id not in broken]
-        if ids:
-            encoded = job.model.encode([inputs[image_id] for image_id in ids])
-            for row, image_id in enumerate(ids):
-                captions = [texts[index].text for index, _ in candidates.texts_of[image_id]]
-                try:
-                    scores[image_id] = _itm(job, encoded, row, captions)
-                except (SampleError, ImageError) as error:
-                    broken[image_id] = str(error)
+    broken |= loaded.broken
     ids = [image_id for image_id in unit.image_ids if image_id not in broken]
+    scores: dict[str, list[float]] = {}
+    if ids and "itm" in job.model.capabilities:
+        encoded = job.model.encode([loaded.inputs[image_id] for image_id in ids])
+        for row, image_id in enumerate(ids):
+            captions = [texts[index].text for index, _ in candidates.texts_of[image_id]]
+            try:
+                scores[image_id] = _itm(job, encoded, row, captions)
+            except (SampleError, ImageError) as error:
+                broken[image_id] = str(error)
     seconds = (time.monotonic() - start) / len(unit.image_ids)
     lines = [Prediction(sample_id=image_id, output=None, error=reason) for image_id, reason in broken.items()]
     for image_id in ids:
+        if image_id in broken:
+            continue
         itms = scores.get(image_id)
         pairs = tuple(
             (texts[index].id, _short(itc), None if itms is None else _short(itms[place]))
@@ -221,21 +239,6 @@ def _top_pairs(sim_IT: NDArray[np.float32], k: int) -> tuple[NDArray[np.intp], N
     np.put_along_axis(chosen, by_column, True, axis=0)
     rows, columns = np.nonzero(chosen)
     return rows, columns
-
-
-def _load(job: RetrievalJob, unit: Unit, pool: ThreadPoolExecutor) -> tuple[dict[str, Any], dict[str, str]]:
-    def one(image_id: str) -> Any:
-        return job.model.preprocess(job.dataset.images.open(image_id))
-
-    futures = {image_id: pool.submit(one, image_id) for image_id in unit.image_ids}
-    inputs: dict[str, Any] = {}
-    broken: dict[str, str] = {}
-    for image_id, future in futures.items():
-        try:
-            inputs[image_id] = future.result()
-        except ImageError as error:
-            broken[image_id] = str(error)
-    return inputs, broken
 
 
 def _images_file(folder: Path, index: int) -> Path:

@@ -9,19 +9,17 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from evalkit.errors import EvalkitError, ImageError, SampleError
+from evalkit.loading import Loaded, load_ahead
 from evalkit.log import Writer
-from evalkit.progress import Progress
+from evalkit.progress import Reporter
 from evalkit.types import Dataset, Encoded, GeneratingModel, Prediction, Prompt, Sample, Task, Unit
 
-_UNITS_AHEAD = 2
 _GIVE_UP_AFTER = 64
 """Samples that fail in a row, with none answered before them, after which the fault is the model's, not theirs."""
 
@@ -35,6 +33,13 @@ class Outcome:
     memory_errors: int = 0
     """Batches that were halved because the device ran out of memory; lifts the promise of bit-equal answers."""
     interrupted: bool = False
+
+    def add(self, other: Outcome) -> None:
+        """Count another's work too."""
+        self.asked += other.asked
+        self.failed += other.failed
+        self.memory_errors += other.memory_errors
+        self.interrupted |= other.interrupted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +58,14 @@ class Job:
     """Set from outside: finish the batch in hand and return."""
 
 
-def predict(job: Job, units: Sequence[Unit], writer: Writer, progress: Progress) -> Outcome:
-    """Answer the samples of these units and append them to the log.
+def predict(
+    job: Job,
+    units: Iterable[Unit],
+    writer: Writer,
+    progress: Reporter,
+    done: Callable[[Unit], None] = lambda unit: None,
+) -> Outcome:
+    """Answer the samples of these units and append them to the log; call `done` when all of a unit is in it.
 
     Raises:
         ResultsError: the log cannot be written.
@@ -63,7 +74,7 @@ def predict(job: Job, units: Sequence[Unit], writer: Writer, progress: Progress)
     """
     outcome = Outcome()
     asker = _Asker(job, outcome)
-    for unit, loaded in _load_ahead(job, units):
+    for unit, loaded in load_ahead(job.dataset, job.model, units, job.loader_threads):
         images = len(unit.image_ids)
         for predictions in asker.unit(unit, loaded):
             fresh = [prediction for prediction in predictions if prediction.sample_id not in job.answered]
@@ -76,6 +87,7 @@ def predict(job: Job, units: Sequence[Unit], writer: Writer, progress: Progress)
             if job.stop.is_set():
                 outcome.interrupted = True
                 return outcome
+        done(unit)
     return outcome
 
 
@@ -99,52 +111,6 @@ def finish_batch_on_interrupt(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, old)
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """A unit's images: preprocessed, or why not."""
-
-    inputs: Mapping[str, Any]
-    broken: Mapping[str, str]
-
-
-def _load_ahead(job: Job, units: Sequence[Unit]) -> Iterator[tuple[Unit, _Loaded]]:
-    pool = ThreadPoolExecutor(job.loader_threads, thread_name_prefix="loader")
-    waiting: deque[tuple[Unit, dict[str, Future[Any]]]] = deque()
-    left = iter(units)
-
-    def submit() -> None:
-        unit = next(left, None)
-        if unit is not None:
-            waiting.append((unit, {image_id: pool.submit(_load, job, image_id) for image_id in unit.image_ids}))
-
-    try:
-        for _ in range(1 + _UNITS_AHEAD):
-            submit()
-        while waiting:
-            unit, futures = waiting.popleft()
-            inputs: dict[str, Any] = {}
-            broken: dict[str, str] = {}
-            for image_id, future in futures.items():
-                try:
-                    inputs[image_id] = future.result()
-                except ImageError as error:
-                    broken[image_id] = str(error)
-            submit()
-            yield unit, _Loaded(inputs, broken)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _load(job: Job, image_id: str) -> Any:
-    image = job.dataset.images.open(image_id)
-    try:
-        return job.model.preprocess(image)
-    except EvalkitError:
-        raise
-    except Exception as error:  # one odd picture must not end the run: it is named in the log
-        raise ImageError(f"image {image_id}: the model's preprocessing failed: {_reason(error)}") from error
-
-
 class _Asker:
     """Asks the model, and turns what it cannot do into failed samples."""
 
@@ -154,7 +120,7 @@ class _Asker:
         self._none_answered = True
         self._failed_in_a_row = 0
 
-    def unit(self, unit: Unit, loaded: _Loaded) -> Iterator[list[Prediction]]:
+    def unit(self, unit: Unit, loaded: Loaded) -> Iterator[list[Prediction]]:
         broken = {
             sample.id: loaded.broken[image_id]
             for sample in unit.samples
@@ -173,53 +139,57 @@ class _Asker:
         """Encode these images together; with less memory, in halves; after an error, each sample on its own."""
         if not batches:
             return
+        encoded: Encoded | None = None
+        memory = False
         try:
             encoded = self.job.model.encode([inputs[image_id] for image_id in image_ids])
-        except EvalkitError as error:
-            if not isinstance(error, SampleError | ImageError):
+        except Exception as error:
+            if _is_final(error):
                 raise
-            yield from ([self._alone(sample, inputs)] for batch in batches for sample in batch)
-        except Exception as error:  # noqa: BLE001 - each sample is then asked alone, and named if it fails
-            owners = dict.fromkeys(sample.image_ids[0] for batch in batches for sample in batch)
-            if _out_of_memory(error) and len(owners) > 1:
-                self.outcome.memory_errors += 1
-                first = set(list(owners)[: len(owners) // 2])
-                for half in (True, False):
-                    part = [[s for s in batch if (s.image_ids[0] in first) is half] for batch in batches]
-                    ids = list(dict.fromkeys(i for batch in part for s in batch for i in s.image_ids))
-                    yield from self._images(ids, [batch for batch in part if batch], inputs)
-            else:
-                yield from ([self._alone(sample, inputs)] for batch in batches for sample in batch)
-        else:
+            memory = _out_of_memory(error)
+        # Outside of the handler: a live exception keeps the failed call's frames, and with them the memory it took.
+        owners = list(dict.fromkeys(sample.image_ids[0] for batch in batches for sample in batch))
+        if encoded is not None:
             rows = {image_id: row for row, image_id in enumerate(image_ids)}
             for batch in batches:
                 yield from self._batch(encoded, rows, batch, inputs)
+        elif memory and len(owners) > 1:
+            self.outcome.memory_errors += 1
+            first = set(owners[: len(owners) // 2])
+            for half in (True, False):
+                part = [[s for s in batch if (s.image_ids[0] in first) is half] for batch in batches]
+                ids = list(dict.fromkeys(i for batch in part for s in batch for i in s.image_ids))
+                yield from self._images(ids, [batch for batch in part if batch], inputs)
+        else:
+            yield from ([self._alone(sample, inputs)] for batch in batches for sample in batch)
 
     def _batch(
         self, encoded: Encoded, rows: Mapping[str, int], batch: Sequence[Sample], inputs: Mapping[str, Any]
     ) -> Iterator[list[Prediction]]:
         start = time.monotonic()
+        outputs: list[str] | None = None
+        memory = False
         try:
             outputs = self._ask(encoded, rows, batch)
-        except EvalkitError as error:
-            if not isinstance(error, SampleError | ImageError):
+        except Exception as error:
+            if _is_final(error):
                 raise
-            yield [self._alone(sample, inputs) for sample in batch]
-        except Exception as error:  # noqa: BLE001 - each sample is then asked alone, and named if it fails
-            if _out_of_memory(error) and len(batch) > 1:
-                self.outcome.memory_errors += 1
-                middle = len(batch) // 2
-                yield from self._batch(encoded, rows, batch[:middle], inputs)
-                yield from self._batch(encoded, rows, batch[middle:], inputs)
-            else:
-                yield [self._alone(sample, inputs) for sample in batch]
-        else:
+            memory = _out_of_memory(error)
+        if outputs is not None:
+            _check(outputs, batch)
             self._none_answered, self._failed_in_a_row = False, 0
             seconds = (time.monotonic() - start) / len(batch)
             yield [
                 Prediction(sample_id=sample.id, output=output, prompt=self._prompt(sample), seconds=seconds)
                 for sample, output in zip(batch, outputs, strict=True)
             ]
+        elif memory and len(batch) > 1:
+            self.outcome.memory_errors += 1
+            middle = len(batch) // 2
+            yield from self._batch(encoded, rows, batch[:middle], inputs)
+            yield from self._batch(encoded, rows, batch[middle:], inputs)
+        else:
+            yield from ([self._alone(sample, inputs)] for sample in batch)
 
     def _alone(self, sample: Sample, inputs: Mapping[str, Any]) -> Prediction:
         """Ask one sample with nothing beside it; what still fails is a failed sample."""
@@ -227,20 +197,18 @@ class _Asker:
         try:
             encoded = self.job.model.encode([inputs[image_id] for image_id in sample.image_ids])
             rows = {image_id: row for row, image_id in enumerate(sample.image_ids)}
-            (output,) = self._ask(encoded, rows, [sample])
-        except EvalkitError as error:
-            if not isinstance(error, SampleError | ImageError):
-                raise
+            outputs = self._ask(encoded, rows, [sample])
+        except (SampleError, ImageError) as error:
             return self._failed(sample, str(error))
         except Exception as error:
             self._failed_in_a_row += 1
-            if self._none_answered and self._failed_in_a_row >= _GIVE_UP_AFTER:
+            if _is_final(error) or (self._none_answered and self._failed_in_a_row >= _GIVE_UP_AFTER):
                 raise
             return self._failed(sample, _reason(error))
+        _check(outputs, [sample])
         self._none_answered, self._failed_in_a_row = False, 0
-        return Prediction(
-            sample_id=sample.id, output=output, prompt=self._prompt(sample), seconds=time.monotonic() - start
-        )
+        seconds = time.monotonic() - start
+        return Prediction(sample_id=sample.id, output=outputs[0], prompt=self._prompt(sample), seconds=seconds)
 
     def _ask(self, encoded: Encoded, rows: Mapping[str, int], batch: Sequence[Sample]) -> list[str]:
         job, decoding = self.job, self.job.task.decoding
@@ -253,17 +221,26 @@ class _Asker:
             for sample in batch
         ]
         if decoding.rank_candidates:
-            outputs = job.model.rank(encoded, prompts, job.dataset.candidates, decoding.rank_candidates)
-        else:
-            outputs = job.model.generate(encoded, prompts, decoding)
-        assert len(outputs) == len(prompts), f"{len(outputs)} outputs for {len(prompts)} prompts"
-        return outputs
+            return job.model.rank(encoded, prompts, job.dataset.candidates, decoding.rank_candidates)
+        return job.model.generate(encoded, prompts, decoding)
 
     def _prompt(self, sample: Sample) -> str:
         return self.job.prompts[sample.id]
 
     def _failed(self, sample: Sample, reason: str) -> Prediction:
         return Prediction(sample_id=sample.id, output=None, prompt=self._prompt(sample), error=reason)
+
+
+def _check(outputs: Sequence[str], batch: Sequence[Sample]) -> None:
+    """Stop at an adapter's bug: outputs that cannot be paired with their samples are no failed samples."""
+    assert len(outputs) == len(batch), f"the model gave {len(outputs)} outputs for {len(batch)} prompts"
+    odd = next((output for output in outputs if not isinstance(output, str)), "")
+    assert odd == "", f"the model gave {odd!r}, which is not text; it raises SampleError where it has no answer"
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether an error is about more than the samples in hand: the model refuses, or is gone."""
+    return isinstance(error, EvalkitError) and not isinstance(error, SampleError | ImageError)
 
 
 def _out_of_memory(error: BaseException) -> bool:
