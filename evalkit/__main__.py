@@ -130,10 +130,16 @@ def _sweep(overrides: Sequence[Override], words: Sequence[str], extra: Path | No
             raw = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
             return launch(config.from_mapping(raw, {override.key for override in overrides}), words)
 
-        codes.append(_guarded(one))
+        codes.append(1)  # a bug ends the sweep with its traceback, through Hydra
+        codes[-1] = _guarded(one)
+        if codes[-1] == 130:
+            raise KeyboardInterrupt
 
     sys.argv = [sys.argv[0], "-m", *lines]
-    hydra.main(version_base="1.3", config_path=str(bundled("configs")), config_name="config")(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(bundled("configs")), config_name="config")(job)()
+    except SystemExit:
+        return 1 if codes and codes[-1] == 1 else 2  # without a job that broke, it is the command line that Hydra refused
     return max(codes, default=2)
 
 

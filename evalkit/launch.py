@@ -179,7 +179,8 @@ def _identified(spec: str, config: RunConfig, model: Model, out: Path) -> Assign
         "check": config.data.check,
     }
     about = manifest.describe(task, dataset, facts, model=dict(config.model), data=where, limit=config.limit)
-    about["spec"] = str(Path(spec).resolve()) if spec.endswith(".py") else spec
+    path, colon, variant = spec.partition(":")
+    about["spec"] = f"{Path(path).resolve()}{colon}{variant}" if path.endswith(".py") else spec
     folder = out / ready.label / name / manifest.run_key(facts)
     manifest.write_once(folder, about)
     return dataclasses.replace(ready, folder=folder)

@@ -132,6 +132,7 @@ def _score_run(folder: Path, asked: RunConfig, given: set[str]) -> dict[str, Jso
         overrides={
             "extract": asked.extract or then["extract"],
             "metric_variant": asked.metric_variant or then["metric_variant"],
+            "k": facts["identity"].get("k"),
         },
     )
     if not given.isdisjoint({"task", "limit", "prompt", "decoding", "suite"}):
