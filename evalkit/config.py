@@ -216,11 +216,24 @@ def for_hydra(overrides: Iterable[Override], *, sweep: bool) -> list[str]:
         if override.key in GROUPS or override.key.startswith("hydra."):
             lines.append(f"{override.key}={override.value}")
         elif _is_text(override.key) and not (sweep and override.key in ("task", "model.name", "model.checkpoint")):
-            escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (f"\\{m[2]}" if m[2] else ""), override.value)
-            lines.append(f"++{override.key}='{escaped}'")
+            lines.append(f"++{override.key}={_quoted(override.value)}")
         else:
             lines.append(f"++{override.key}={override.value}")
     return lines
+
+
+def searchpath(extra: Path) -> str:
+    """Return the override that lets Hydra look into a folder of more YAML files, whatever its name holds."""
+    return f"hydra.searchpath=[{_quoted(str(extra.resolve()))}]"
+
+
+def _quoted(text: str) -> str:
+    """Return the text so that Hydra and OmegaConf give it back as it is.
+
+    Backslashes count only before what they could escape: an interpolation, a quote, the closing quote.
+    """
+    literal = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", text)
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + (m[2] and "\\'"), literal) + "'"
 
 
 def _is_text(key: str) -> bool:
@@ -243,7 +256,7 @@ def compose(overrides: Sequence[Override], extra: Path | None = None) -> RunConf
 
     lines = for_hydra(overrides, sweep=False)
     if extra is not None:
-        lines.append(f"hydra.searchpath=[{extra.resolve()}]")
+        lines.append(searchpath(extra))
     try:
         with initialize_config_dir(str(bundled("configs")), version_base="1.3"):
             composed = hydra_compose("config", lines)
