@@ -11,9 +11,9 @@ Two things decide how far it can be relied on:
   tokenizer is meant to be exact (see `benchmarks/captions.py` for the check on all 616,767 COCO captions). Outside
   it (emoticons, URLs, markup, odd apostrophes) it is a good guess, and the caller may ask the Java program.
 * **The context rule**: the program reads a file, and what stands on the next line can change a token: "the letter T."
-  gives `t` before "A man" and `t.` before "a man", and "we'll" at the very end of the file loses its apostrophe. Context
-  "file" is what published numbers were computed with: the captions in the order given are the lines of a file. Context
-  "isolated" treats each caption as a file of its own.
+  gives `t` before "A man" and `t.` before "a man", and "we'll" at the very end of the file loses its apostrophe.
+  Context "file" is what published numbers were computed with: the captions in the order given are the lines of a file.
+  Context "isolated" treats each caption as a file of its own.
 """
 
 from __future__ import annotations
@@ -56,25 +56,25 @@ def tokenize(captions: Sequence[str], *, context: Context = "isolated") -> list[
     >>> tokenize(["the letter T.", "A man"], context="file"), tokenize(["the letter T.", "A man"])
     (['the letter t', 'a man'], ['the letter t.', 'a man'])
     """
-    lines = [_WHITESPACE.split(_strip(caption)) for caption in captions]
-    following = [_END] * len(lines)
-    if context == "file":
-        after = _END
-        for index in range(len(lines) - 1, -1, -1):
-            following[index] = after
-            chunks = lines[index]
-            if chunks[0]:
-                # The last line's only word has no white space behind it, so it opens no sentence.
-                alone = index == len(lines) - 1 and len(chunks) == 1
-                after = _PLAIN if alone and chunks[0] in _OPENERS else _kind(chunks[0])
-            elif after == _END and index < len(lines) - 1:
-                after = _PLAIN
-    if context == "file":
-        # Every line but the last is followed by a line break, even when only empty lines come after it.
-        for index in range(len(lines) - 1):
-            if following[index] == _END:
-                following[index] = _PLAIN
-    return [_line(chunks, after) for chunks, after in zip(lines, following, strict=True)]
+    lines = [_WHITESPACE.split(one_line(caption).replace("\xad", "")) for caption in captions]
+    result: list[str] = []
+    behind = _END
+    for index in range(len(lines) - 1, -1, -1):
+        spaced = not lines[index][-1]
+        chunks = [chunk for chunk in lines[index] if chunk]
+        if context == "isolated":
+            behind = _END
+        elif index < len(lines) - 1 and behind == _END:
+            behind = _PLAIN  # a line break follows, be it before empty lines only
+        if spaced and behind == _END:
+            behind = _PLAIN
+        kinds = [_kind(chunk) for chunk in chunks[:1]]
+        result.append(_line(chunks, behind))
+        if kinds:
+            # An opener needs white space behind it.
+            behind = _PLAIN if kinds[0] == _OPENER and len(chunks) == 1 and behind == _END else kinds[0]
+    result.reverse()
+    return result
 
 
 def guarded(caption: str) -> bool:
@@ -91,19 +91,12 @@ def guarded(caption: str) -> bool:
 _WHITESPACE = re.compile("[ \t\xa0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff\n]+")
 _END, _PLAIN, _OPENER, _DIGIT = "end", "plain", "opener", "digit"
 
-_OPENING_WORDS = (
+_OPENING = (
     "A About According After An As At But Earlier He Her Here However If In It Last Many More Now Once One Other Our "
     "She Since So Some Such That The Their Then There These They This We What When While Yet You"
-).split()
+)
 """Words, capitalised or in capitals, that open a new sentence after a single letter with a full stop."""
-_OPENERS = frozenset(_OPENING_WORDS) | {word.upper() for word in _OPENING_WORDS}
-
-
-def _strip(caption: str) -> str:
-    line = one_line(caption).replace("\xad", "")
-    return line.strip(
-        " \t\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u200b\u202f\u205f\u3000\ufeff\n"
-    )
+_OPENERS = frozenset(_OPENING.split()) | frozenset(_OPENING.upper().split())
 
 
 def _kind(chunk: str) -> str:
@@ -112,42 +105,35 @@ def _kind(chunk: str) -> str:
     return _DIGIT if "0" <= chunk[0] <= "9" else _PLAIN
 
 
-def _line(chunks: Sequence[str], after: str) -> str:
-    if not chunks[0]:
-        return ""
+def _line(chunks: list[str], behind: str) -> str:
+    """Return the tokens of one caption, given what follows its last chunk."""
+    text = " ".join(chunks)
+    if _MAY_SPAN.search(text):
+        for pattern in _SPANS:
+            text = pattern.sub(lambda match: match[0].replace(" ", "\xa0"), text)
+        chunks = text.split(" ") if text else []
     tokens: list[str] = []
     last = len(chunks) - 1
-    joined = _joined(chunks) if any(_MAY_SPAN.search(chunk) for chunk in chunks) else chunks
-    if joined is not chunks:
-        last = len(joined) - 1
-    for index, chunk in enumerate(joined):
+    for index, chunk in enumerate(chunks):
+        following = _PLAIN
         if index == last:
-            following = after
+            following = behind
         elif chunk[-1] == ".":
-            following = _kind(joined[index + 1])
-            if following == _OPENER and index + 1 == last and after == _END:
-                following = _PLAIN  # "T. A" at the very end: an opener needs white space behind it
-        else:
-            following = _PLAIN
+            following = _kind(chunks[index + 1])
+            if following == _OPENER and index + 1 == last and behind == _END:
+                following = _PLAIN
         tokens += _tokens(chunk, following)
     return " ".join(tokens)
 
 
-_MAY_SPAN = re.compile(r"\d/\d|^[(]?\d{2,4}[)]?$|^<[A-Za-z!/?]")
+# Chunks that make one token, with U+00A0 between: mixed numbers, telephone numbers, tags.
+_MAY_SPAN = re.compile(r" \d+/\d|\d\)? \d|<[A-Za-z!/?]")
 _SPANS = (
     re.compile(r"\d+ \d+/\d+(?![\w/-]|\.\w)"),
     re.compile(r"(?<!\S)\(?\d{2,4}\)? \d{3,4}[ -]\d{3,4}(?!\w)"),
     re.compile(r"<[A-Za-z!/?][^<>]*>"),
 )
 _SPANNING = re.compile(r"\d[ \t]+\d+/\d|\d\)?[ \t]+\d{3,4}[- \t]+\d{3,4}")
-
-
-def _joined(chunks: Sequence[str]) -> list[str]:
-    """Join chunks that make one token: mixed numbers, telephone numbers, tags. The program puts U+00A0 between."""
-    text = " ".join(chunks)
-    for pattern in _SPANS:
-        text = pattern.sub(lambda match: match[0].replace(" ", "\xa0"), text)
-    return text.split(" ")
 
 
 # --- inside a chunk: the longest match wins, as in every lexer -------------------------------------------------------
@@ -158,17 +144,19 @@ _A = rf"[^\W_{_NUMERIC}]"
 _WORD = rf"{_A}+(?:_{_A}+)*"
 _Q = "['’]"
 
-_ABBREVIATIONS = frozenset(
-    "adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif capt cf cie cmdr "
-    "co col colo conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov hon "
-    "inc ind insp intl jan jos jr jul jun kan kans ky lt ltd maj mar md messrs mich minn mlle mme mo mon mont mr mrs ms "
-    "msgr mt natl neb nev nov oct okla penn pfc ph plc pres prof pvt rd rep reps rev rt sen sep sept seq sfc sgt spc sq "
-    "sr st ste supt supts sys tel tenn thu thurs tue tues univ va vs vt wed wis wisc wm wyo mfg mtg pte pty ptys invt sens".split()
+_KEEPING = (
+    "adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif capt cf "
+    "cie cmdr co col colo conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga "
+    "gen gov hon inc ind insp intl invt jan jos jr jul jun kan kans ky lt ltd maj mar md messrs mfg mich minn "
+    "mlle mme mo mon mont mr mrs ms msgr mt mtg natl neb nev nov oct okla penn pfc ph plc pres prof pte pty ptys "
+    "pvt rd rep reps rev rt sen sens sep sept seq sfc sgt spc sq sr st ste supt supts sys tel tenn thu thurs tue "
+    "tues univ va vs vt wed wis wisc wm wyo"
 )
-"""Keep their full stop wherever they stand; all written with any case but for the two sets below."""
-_CAPITALISED_ONLY = frozenset("ark az del ill la mass miss ore pa tex wash".split())
-_NOT_UPPER = frozenset("mfg mtg pte pty ptys".split())
-_BEFORE_DIGITS = frozenset("art ca fig figs no nos op pp prop".split())
+"""Abbreviations that keep their full stop wherever they stand, in any case but for the next two sets."""
+_ABBREVIATIONS = frozenset(_KEEPING.split())
+_CAPITALISED_ONLY = frozenset(("ark", "az", "del", "ill", "la", "mass", "miss", "ore", "pa", "tex", "wash"))
+_NOT_UPPER = frozenset(("mfg", "mtg", "pte", "pty", "ptys"))
+_BEFORE_DIGITS = frozenset(("art", "ca", "fig", "figs", "no", "nos", "op", "pp", "prop"))
 """Keep it before a number only: "no. 7", but "said no."."""
 
 _CONTRACTED = dict.fromkeys(("cannot", "gonna", "gotta", "lemme", "gimme", "wanna"), 3)
@@ -177,8 +165,8 @@ _CONTRACTED = dict.fromkeys(("cannot", "gonna", "gotta", "lemme", "gimme", "wann
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'", "&nbsp;": ""}
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _SYMBOLS = {"½": "1/2", "¼": "1/4", "¾": "3/4", "£": "#", "€": "$", "¤": "$", "¢": "cents", "…": "..."}
-_SYMBOLS |= dict.fromkeys("“”„‟«»", "''") | dict.fromkeys("‘’‚‛‹›", "'") | dict.fromkeys("‐‑‒–—―", "--")
-_SYMBOLS |= {"„": "„", "‚": "‚", "\x96": "--", "\x97": "--", "\x91": "'", "\x92": "'", "\x93": "''", "\x94": "''"}
+_SYMBOLS |= dict.fromkeys("“”‟«»\x93\x94", "''") | dict.fromkeys("‘’‛‹›\x91\x92", "'")
+_SYMBOLS |= dict.fromkeys("‐‑‒–—―\x96\x97", "--")
 
 _PATTERNS = tuple(
     re.compile(pattern)
@@ -187,7 +175,7 @@ _PATTERNS = tuple(
         # Words with an apostrophe inside: O'Brien, d'Artagnan, Hawai'i, ma'am, rock climbers' o'clock ...
         rf"(?:[dlnoA-XZ]|[Qq]u|[Nn]e|[Jj]usqu){_Q}(?!(?:ll|LL|re|RE|ve|VE)(?!{_L})){_L}{_L}+(?:-{_WORD})*",
         rf"{_L}+[aeiouAEIOU]{_Q}[aeiouAEIOU]{_L}*",
-        r"(?i:c['’]est|c['’]mon|e['’]er|e['’]en|o['’]er|ma['’]am|hallowe['’]en|s['’]mores|li['’]l|nat['’]l)(?![^\W_])",
+        rf"(?i:(?:c{_Q}(?:est|mon)|[eo]{_Q}er|(?:e|hallowe){_Q}en|ma{_Q}am|s{_Q}mores|li{_Q}l|nat{_Q}l))(?![^\W_])",
         rf"[yY]{_Q}(?={_L})",
         rf"(?:[dljDLJ]|(?i:ol|dunkin)){_Q}(?!{_L})",
         # Compounds; the first part may hold full stops and commas ("3.5-inch").
