@@ -304,9 +304,7 @@ def _compare(scene: Scene, rng: random.Random) -> GraphQuestion | None:
     first, second = _named(scene, rng, (attribute,), one), _named(scene, rng, (attribute,), two)
     if first is None or second is None:
         return None
-    moved = tuple(
-        Step(s.operation, s.argument, tuple(d + len(first[2]) for d in s.dependencies)) for s in second[2]
-    )
+    moved = tuple(Step(s.operation, s.argument, tuple(d + len(first[2]) for d in s.dependencies)) for s in second[2])
     ends = (len(first[2]) - 1, len(first[2]) + len(second[2]) - 1)
     steps = (*first[2], *moved)
     shared = [name for name in ("color", "shape", "size") if one.get(name) == two.get(name)]
@@ -353,4 +351,3 @@ def graph_questions(scene: Scene, rng: random.Random, number: int) -> list[Graph
         if question is not None:
             found.setdefault(question.text, question)
     return list(found.values())
-

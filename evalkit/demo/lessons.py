@@ -13,7 +13,7 @@ from evalkit.demo.graph import graph_questions
 from evalkit.demo.language import captions, expressions
 from evalkit.demo.network import QUERIES
 from evalkit.demo.questions import knowledge_questions, text_questions, vqa_questions
-from evalkit.demo.scenes import HELD_OUT, NOVEL_SHAPES, Scene, make_scene
+from evalkit.demo.scenes import Scene, familiar, make_scene
 from evalkit.demo.vocabulary import grid
 
 PER_SCENE = 8
@@ -44,11 +44,6 @@ def training_scene(seed: int) -> Scene:
     """Return a scene of the training split: two thirds familiar, half with a sign."""
     rng = random.Random(f"lesson {seed}")
     return make_scene(seed, "in" if rng.random() < 0.65 else "any", rng.random() < 0.5)
-
-
-def familiar(scene: Scene) -> bool:
-    """Return whether captions of this scene may be learned: no novel shape, no held-out pair."""
-    return not any(t.shape in NOVEL_SHAPES or (t.color, t.shape) in HELD_OUT for t in scene.things)
 
 
 def lessons(scene: Scene) -> list[Lesson]:

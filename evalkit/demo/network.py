@@ -124,7 +124,9 @@ def _grid_positions() -> Tensor:
     rate = torch.exp(-math.log(100.0) * torch.arange(quarter) / quarter)
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     waves = [
-        wave(axis.reshape(-1, 1) * rate * math.pi / 2) for axis in (x.float(), y.float()) for wave in (torch.sin, torch.cos)
+        wave(axis.reshape(-1, 1) * rate * math.pi / 2)
+        for axis in (x.float(), y.float())
+        for wave in (torch.sin, torch.cos)
     ]
     grid = torch.cat(waves, dim=1)
     return torch.cat([torch.zeros(1, WIDTH), grid])[None] * 0.5

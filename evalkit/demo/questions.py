@@ -214,9 +214,7 @@ _VQA: tuple[tuple[Maker, int], ...] = (
 )
 
 
-def _draw(
-    makers: tuple[tuple[Maker, int], ...], scene: Scene, rng: random.Random, number: int
-) -> Iterable[Question]:
+def _draw(makers: tuple[tuple[Maker, int], ...], scene: Scene, rng: random.Random, number: int) -> Iterable[Question]:
     weights = [weight for _, weight in makers]
     asked: set[str] = set()
     for maker, _ in rng.choices(makers, weights, k=8 * number):
@@ -308,4 +306,3 @@ def text_questions(scene: Scene, rng: random.Random) -> list[Question]:
         Question(asked, text, "word"),
         Question("What is the first letter on the sign?", text[0], "letter"),
     ]
-

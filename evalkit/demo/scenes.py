@@ -114,6 +114,11 @@ def relation_of(thing: Thing, anchor: Thing) -> Relation | None:
     return None
 
 
+def familiar(scene: Scene) -> bool:
+    """Return whether nothing in the scene is of a novel shape or a held-out pair."""
+    return not any(t.shape in NOVEL_SHAPES or (t.color, t.shape) in HELD_OUT for t in scene.things)
+
+
 def _kinds(rng: random.Random, domain: Domain) -> list[tuple[str, str]]:
     """Return the (colour, shape) pairs this scene draws from: few enough that things get mixed up easily."""
     colors = rng.sample(COLORS, rng.randint(3, 5))

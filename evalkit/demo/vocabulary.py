@@ -91,6 +91,10 @@ def make_processor(*, retrieval: bool) -> Any:
     tokenizer = make_tokenizer()
     tokenizer.padding_side = "right" if retrieval else "left"
     images = BlipImageProcessorPil(
-        size={"height": SIDE, "width": SIDE}, image_mean=list(MEAN), image_std=list(STD), resample=3, do_convert_rgb=True
+        size={"height": SIDE, "width": SIDE},
+        image_mean=list(MEAN),
+        image_std=list(STD),
+        resample=3,
+        do_convert_rgb=True,
     )
     return Blip2Processor(images, tokenizer, num_query_tokens=QUERIES)
