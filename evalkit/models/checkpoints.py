@@ -246,10 +246,6 @@ class Loading:
                 f"checkpoint {checkpoint.name} cannot be loaded as asked (dtype {self.dtype}, attention "
                 f"{self.attention}, quantization {self.quantization}): {error}"
             ) from error
-        except RuntimeError as error:
-            if "size mismatch" not in str(error) and "mismatched" not in str(error):
-                raise
-            raise ModelError(_does_not_fit(checkpoint.name, class_name, str(error))) from error
         _check_whole(report, checkpoint.name, class_name)
         if self.quantization is None:
             model = model.to(self.resolved_device())
@@ -309,6 +305,8 @@ class Loading:
         arguments: dict[str, Any] = {
             "dtype": "auto" if dtype == "checkpoint" else getattr(torch, dtype),
             "use_safetensors": True,
+            # Not ignored: so that the report names them, and `_check_whole` refuses.
+            "ignore_mismatched_sizes": True,
             "local_files_only": True,
             "trust_remote_code": self.trust_remote_code,
         }
@@ -411,17 +409,12 @@ def _check_safetensors(path: Path, name: str) -> None:
 
 
 def _check_whole(report: Mapping[str, Any], name: str, class_name: str) -> None:
-    missing = sorted(str(key) for key in report.get("missing_keys", ()))
-    mismatched = sorted(str(key) for key in report.get("mismatched_keys", ()))
-    if missing or mismatched:
-        examples = ", ".join((missing + mismatched)[:3])
+    missing = [str(key) for key in report.get("missing_keys", ())]
+    mismatched = [str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ())]
+    random = sorted(missing) + sorted(mismatched)
+    if random:
         raise ModelError(
-            _does_not_fit(name, class_name, f"{len(missing + mismatched)} of its weights, such as {examples}")
+            f"checkpoint {name} does not fill {class_name}: {len(random)} of its weights, such as "
+            f"{', '.join(random[:3])}, are missing or have another shape and would be random. It belongs to another "
+            "architecture or was saved in part"
         )
-
-
-def _does_not_fit(name: str, class_name: str, what: str) -> str:
-    return (
-        f"checkpoint {name} does not fill {class_name}: {what}, are missing or have another shape and would be random. "
-        "It belongs to another architecture or was saved in part"
-    )

@@ -43,7 +43,7 @@ def ask(model: Fake | Majority | Oracle, prompts: list[Prompt], decoding: Decodi
 
 
 def test_fake_depends_on_prompt_pixels_and_decoding_only() -> None:
-    prompts = tiny.prompts(4)
+    prompts = tiny.prompts()
     outputs = ask(Fake(), prompts)
     renamed = [dataclasses.replace(prompt, sample_id="x") for prompt in prompts]
     assert ask(Fake(), renamed[::-1])[::-1] == outputs
@@ -62,7 +62,7 @@ def test_fake_depends_on_prompt_pixels_and_decoding_only() -> None:
 
 
 def test_fake_keeps_lengths_and_stop_strings() -> None:
-    prompts = tiny.prompts(4)
+    prompts = tiny.prompts()
     for output in ask(Fake(), prompts, Decoding(min_new_tokens=5, max_new_tokens=7)):
         assert 5 <= len(output.split()) <= 7
     for output in ask(Fake(), prompts, Decoding(min_new_tokens=5, stop=("a",))):
@@ -72,7 +72,7 @@ def test_fake_keeps_lengths_and_stop_strings() -> None:
 def test_fake_gives_boxes_when_it_grounds() -> None:
     model = Fake()
     model.prepare(tiny.task("ground"))
-    for output in ask(model, tiny.prompts(4)):
+    for output in ask(model, tiny.prompts()):
         x1, y1, x2, y2 = (
             int(number) for number in output.replace("</box>", "").replace("(", "").replace(")", "").split(",")
         )
@@ -81,7 +81,7 @@ def test_fake_gives_boxes_when_it_grounds() -> None:
 
 
 def test_fake_fails_where_it_is_told_to() -> None:
-    prompts = tiny.prompts(1)
+    prompts = tiny.prompts()[:5]
     with pytest.raises(RuntimeError, match="0-1"):
         ask(Fake(fail_on=["0-1"]), prompts)
     with pytest.raises(RuntimeError, match="colour"):
@@ -97,7 +97,7 @@ def test_fake_matches_and_ranks() -> None:
     assert texts.shape == (2, 32)
     np.testing.assert_allclose(np.linalg.norm(images, axis=-1), 1, rtol=1e-5)
     assert len(set(model.itm(encoded, ["a"] * 4))) == 4
-    assert set(model.rank(encoded, tiny.prompts(4), ["cat", "dog"], 2)) == {"cat", "dog"}
+    assert set(model.rank(encoded, tiny.prompts(), ["cat", "dog"], 2)) == {"cat", "dog"}
 
 
 def test_fake_needs_no_torch() -> None:
@@ -123,7 +123,7 @@ def test_majority_takes_the_tasks_own_choice() -> None:
     model = Majority()
     model.study(task, dataset(["cat", None]))
     model.prepare(task)
-    assert ask(model, tiny.prompts(1)[:1]) == ["of 1"]
+    assert ask(model, tiny.prompts()[:1]) == ["of 1"]
 
 
 def test_several_tasks_are_kept_apart() -> None:

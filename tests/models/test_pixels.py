@@ -53,7 +53,7 @@ def test_an_animation_is_its_first_frame() -> None:
 
 def test_channels_are_not_guessed_from_the_shape() -> None:
     """An image three pixels high looks like one whose three channels come first."""
-    picture = tiny.pictures([(50, 3)])[0]
+    picture = tiny.pictures()[0].resize((50, 3))
     expected = np.asarray(picture.resize((28, 28), Image.Resampling.BICUBIC)).transpose(2, 0, 1) / 255
     pixels = square(tiny.square_processor(28), picture, None).numpy()
     mean = np.array(tiny.square_processor(28).image_mean)[:, None, None]

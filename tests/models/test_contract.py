@@ -1,0 +1,95 @@
+"""The contract suite: it holds for every adapter, and catches adapters that break it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from evalkit.contracts import Finding, check_model
+from evalkit.models.blip2 import Blip2
+from evalkit.models.fake import Fake
+from evalkit.types import Decoding, Encoded, Model, Prompt, Task
+
+from . import tiny
+
+
+def blip2_opt(folder: Path) -> Model:
+    return Blip2(checkpoint=str(tiny.blip2_text(folder)))
+
+
+def blip2_flant5(folder: Path) -> Model:
+    return Blip2(checkpoint=str(tiny.blip2_text(folder, "t5")))
+
+
+def blip2_matching(folder: Path) -> Model:
+    return Blip2(checkpoint=str(tiny.blip2_matching(folder)), generate=None, retrieve=".")
+
+
+ADAPTERS: tuple[Callable[[Path], Model], ...] = (blip2_opt, blip2_flant5, blip2_matching)
+
+
+@pytest.mark.parametrize("build", ADAPTERS, ids=lambda build: build.__name__)
+def test_contract(build: Callable[[Path], Model], tmp_path: Path) -> None:
+    findings = check_model(build(tmp_path))
+    assert len(findings) > 15
+    assert not [str(finding) for finding in findings if finding.passed is False]
+    assert len([finding for finding in findings if finding.passed is None]) <= 1, [str(f) for f in findings]
+
+
+def failed(model: Model) -> list[str]:
+    return [finding.check for finding in check_model(model, distinct=False) if finding.passed is False]
+
+
+class BatchBound(Fake):
+    """Answers differently in company, as right padding does."""
+
+    def generate(self, encoded: Encoded, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
+        return [f"{len(prompts)} {text}" for text in super().generate(encoded, prompts, decoding)]
+
+
+class Deaf(Fake):
+    """Ignores its decoding."""
+
+    def generate(self, encoded: Encoded, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
+        return super().generate(encoded, prompts, Decoding())
+
+
+class Blind(Fake):
+    """Looks at the first image only."""
+
+    def generate(self, encoded: Encoded, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
+        return super().generate(encoded.select([0] * len(encoded)), prompts, decoding)
+
+
+class Forgetful(Fake):
+    """Changes with every call."""
+
+    calls = 0
+
+    def generate(self, encoded: Encoded, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
+        self.calls += 1
+        return [f"{self.calls} {text}" for text in super().generate(encoded, prompts, decoding)]
+
+
+class Shy(Fake):
+    """Refuses everything."""
+
+    def refuses(self, task: Task) -> str | None:
+        return "no"
+
+
+def test_finds_what_is_wrong() -> None:
+    assert any("batch of one" in check for check in failed(BatchBound()))
+    assert any("shared encoding" in check for check in failed(Blind()))
+    assert "two calls in a row" in failed(Forgetful())
+    assert failed(Shy()) == ["a greedy task is not refused", "retrieval is not refused"]
+    deaf = {finding.check for finding in check_model(Deaf()) if finding.passed is False}
+    assert {"num_beams is honoured", "length_penalty is honoured", "temperature is honoured"} <= deaf
+    assert {"repetition_penalty is honoured", "min_new_tokens is honoured", "stop cuts (greedy)"} <= deaf
+
+
+def test_a_finding_reads_as_a_line() -> None:
+    assert str(Finding(check="stop", passed=False, detail="seen")) == "FAILED  stop: seen"
+    assert str(Finding(check="stop", passed=None)) == "--      stop"
