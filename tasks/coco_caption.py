@@ -54,7 +54,12 @@ TASKS = tuple(
                 required=False,
                 summary="captions in COCO's format; given alone, all its images",
             ),
-            Slot(name="karpathy", default="dataset_coco.json", summary="Karpathy's split file"),
+            Slot(
+                name="karpathy",
+                default="dataset_coco.json",
+                required=False,
+                summary="Karpathy's split file; or data.annotations=FILE, captions in COCO's format",
+            ),
             Slot(name=IMAGES, default="val2014", required=False, summary="folder of COCO images"),
         ),
         hub=Hub(repo="yerevann/coco-karpathy", split="validation" if split == "val" else split),

@@ -24,7 +24,7 @@ def load(source: Source, *, annotated: bool) -> Dataset:
     """Read the release's file, the VQA pair where `questions` is given, or the hub table."""
     if source.kind == "hub":
         samples = _samples(list(source.rows()), "row", annotated=annotated)
-    elif source.has("questions"):
+    elif source.has("questions") and not (source.has("annotations") and "data" in source.read("annotations")):
         samples = vqa_samples(source, annotated=annotated)
     else:
         where = f"{source.path('annotations').name}: question"
@@ -46,7 +46,7 @@ def _slots(split: str, images: str) -> tuple[Slot, ...]:
         Slot(
             name="annotations", default=f"TextVQA_0.5.1_{split}.json", summary="the release's JSON, or VQA annotations"
         ),
-        Slot(name="questions", default=f"textvqa_{split}_questions.json", required=False, summary="VQA questions"),
+        Slot(name="questions", default=f"{split}_questions_vqa_format.json", required=False, summary="VQA questions"),
         Slot(name=IMAGES, default=images, required=False, summary="folder of images"),
     )
 
