@@ -53,6 +53,7 @@ def slip(question: Question) -> str:
 def ten_answers(question: Question, rng: random.Random) -> list[dict[str, str | int]]:
     """Return ten answers as VQAv2 has them: at least six are the right one."""
     others = rng.choice((0, 0, 0, 0, 1, 1, 2, 3, 4))
+    sure = ("yes", "yes", "yes", "maybe", "no") if others else ("yes", "yes", "maybe")
     texts = [slip(question)] * others + [question.answer] * (10 - others)
     if not question.answer.isdigit() and rng.random() < 0.08:
         texts[-1] = question.answer.capitalize()
@@ -60,9 +61,7 @@ def ten_answers(question: Question, rng: random.Random) -> list[dict[str, str | 
     return [
         {
             "answer": text,
-            "answer_confidence": rng.choice(
-                ("yes", "yes", "yes", "maybe", "no") if others else ("yes", "yes", "maybe")
-            ),
+            "answer_confidence": rng.choice(sure),
             "answer_id": number,
         }
         for number, text in enumerate(texts, start=1)

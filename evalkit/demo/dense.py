@@ -72,7 +72,7 @@ def look(scenes: Sequence[Scene]) -> Seen:
         columns["box"].append(((box[owners] - middle) / 16).astype(np.float32))
         columns["letters"].append(_letters(scene))
         columns["background"].append(np.array(BACKGROUNDS.index(scene.background)))
-    return Seen(**{name: np.stack(values) for name, values in columns.items()})  # type: ignore[arg-type]
+    return Seen(**{name: np.stack(values) for name, values in columns.items()})
 
 
 class Teacher(nn.Module):

@@ -43,7 +43,8 @@ def _coverage(shape: str, radius: int, shift_x: int, shift_y: int) -> NDArray[np
     side = -(-(2 * radius + SUB) // SUB) * SUB
     canvas = np.zeros((side, side), dtype=np.int32)
     canvas[shift_y : shift_y + 2 * radius, shift_x : shift_x + 2 * radius] = mask
-    return canvas.reshape(side // SUB, SUB, side // SUB, SUB).sum(axis=(1, 3), dtype=np.int32)
+    cover: NDArray[np.int32] = canvas.reshape(side // SUB, SUB, side // SUB, SUB).sum(axis=(1, 3), dtype=np.int32)
+    return cover
 
 
 @lru_cache(maxsize=256)

@@ -241,7 +241,7 @@ def _write_refcoco(folder: Path, scenes: list[Scene]) -> None:
 
 
 def _write_textvqa(folder: Path) -> None:
-    data = []
+    data: list[dict[str, Any]] = []
     for scene in text_scenes():
         image_id = f"{scene.seed:016x}"
         save_picture(scene, folder / "train_images" / f"{image_id}.png")

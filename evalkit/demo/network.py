@@ -155,7 +155,8 @@ class Trainer:
 
     def __init__(self, model: nn.Module, steps: int, *, warm_up: int = 100, rate: float = 3e-3, decay: float = 0.4):
         self.model, self.steps, self.warm_up, self.decay = model, steps, min(warm_up, max(1, steps // 4)), decay
-        matrices, rest = [], []
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue

@@ -184,7 +184,7 @@ def _larger(scene: Scene, rng: random.Random) -> Question | None:
 def _more(scene: Scene, rng: random.Random) -> Question | None:
     """As many "yes" as "no": the answer is drawn first, ties only stand under "no"."""
     (group, number), (other, other_number) = _group(scene, rng), _group(scene, rng)
-    if group == other or group.split()[-1] != other.split()[-1] and "objects" in (group + other):
+    if group == other or (group.split()[-1] != other.split()[-1] and "objects" in (group + other)):
         return None
     if number == other_number and rng.random() < 0.7:
         return None
@@ -264,7 +264,8 @@ def _mixed(scene: Scene, rng: random.Random) -> Question | None:
         return None
     one, two = sorted((first[0].color, second[0].color))
     mixture = MIXTURES.get((one, two))
-    return mixture and Question(f"Mixing the colors of {first[1]} and {second[1]} gives what?", mixture, "ten") or None
+    text = f"Mixing the colors of {first[1]} and {second[1]} gives what?"
+    return Question(text, mixture, "ten") if mixture else None
 
 
 def _spoken(scene: Scene, rng: random.Random) -> Question | None:

@@ -26,14 +26,14 @@ HOMES = {
     "train": "station",
     "book": "library",
 }
-_OTHERS = (
-    "stop go exit open closed sale taxi bus hotel cafe bakery pizza bread milk coffee tea juice apple lemon sugar salt "
-    "north south east west left right up down push pull slow fast hot cold new old free park street road bridge river "
-    "lake beach forest garden school bank market shop museum cinema hello welcome danger "
-    "monday friday sunday spring summer winter paris london rome tokyo"
-).split()
+_OTHERS = """
+    stop go exit open closed sale taxi bus hotel cafe bakery pizza bread milk coffee tea juice apple lemon sugar salt
+    north south east west left right up down push pull slow fast hot cold new old free park street road bridge river
+    lake beach forest garden school bank market shop museum cinema hello welcome danger
+    monday friday sunday spring summer winter paris london rome tokyo
+"""
 
-WORDS = tuple(sorted({*SOUNDS, *HOMES, *_OTHERS}))
+WORDS = tuple(sorted({*SOUNDS, *HOMES, *_OTHERS.split()}))
 """Every word that stands on signs."""
 
 NUMBERS = tuple(str(number) for number in range(10, 100))
