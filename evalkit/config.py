@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from evalkit import registry
 from evalkit.errors import ConfigError, unknown
 from evalkit.paths import bundled
 from evalkit.types import Decoding
@@ -178,6 +179,10 @@ def parse(argv: Sequence[str], extra: Path | None = None, *, needs_model: bool =
             for value in override.value.split(","):
                 if value not in names:
                     raise ConfigError(unknown(override.key, value, names, _GROUP_HINTS[override.key]))
+        elif override.key == "task":
+            for name in _names(override.value):
+                if ".py" not in name and name.partition("/")[0] not in registry.known_tasks():
+                    raise ConfigError(unknown("task", name, registry.known_tasks(), "or give a path to a .py file"))
     return _with_defaults(overrides) if needs_model else overrides
 
 
