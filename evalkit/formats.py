@@ -138,7 +138,7 @@ def _paired(ids: Sequence[str], others: Mapping[str, Any], one: str, other: str,
         if lonely:
             some = ", ".join(lonely[:3]) + (" ..." if len(lonely) > 3 else "")
             raise DataError(
-                f"{len(lonely):,} of {len(have | set(others)):,} ids have a {kind} but no {missing}: {some}; "
+                f"{len(lonely):,} of {len(have | set(others)):,} ids are among the {kind}s but not the {missing}s: {some}; "
                 f"{files} must be of one split"
             )
 

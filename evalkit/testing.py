@@ -28,6 +28,7 @@ def check_task(
     *,
     source: Source | None = None,
     maximum: Mapping[str, float] | None = None,
+    floor: float = 0.0,
     settings: MetricSettings | None = None,
 ) -> None:
     """Check that a task keeps its promises on a dataset of it.
@@ -41,6 +42,7 @@ def check_task(
         dataset: What its `load` gave, a small set will do.
         source: Where `load` can be called again; None leaves that part out.
         maximum: What perfect outputs score; None: 1 for the primary metric.
+        floor: What empty outputs may score: some people's answers to TextVQA are empty once cleaned.
         settings: For the metrics; `names` keeps slow ones out.
 
     Raises:
@@ -54,7 +56,9 @@ def check_task(
         return  # a blind split: there is nothing to score
     missing = [tag for tag in task.breakdowns if not any(tag in sample.tags for sample in dataset.samples)]
     assert not missing, f"{task.name}: breakdowns name tags that no sample has: {missing}"
-    _check_scores(task, dataset, {task.primary: 1.0} if maximum is None else maximum, settings or MetricSettings())
+    _check_scores(
+        task, dataset, {task.primary: 1.0} if maximum is None else maximum, floor, settings or MetricSettings()
+    )
 
 
 def _check_definition(task: Task) -> None:
@@ -123,7 +127,9 @@ def _check_load(task: Task, dataset: Dataset, source: Source) -> None:
     assert again.texts == dataset.texts, f"{task.name}: loading twice gives other texts"
 
 
-def _check_scores(task: Task, dataset: Dataset, maximum: Mapping[str, float], settings: MetricSettings) -> None:
+def _check_scores(
+    task: Task, dataset: Dataset, maximum: Mapping[str, float], floor: float, settings: MetricSettings
+) -> None:
     perfect = _aggregate(task, dataset, settings, _perfect_answer(task, dataset))
     for name, value in maximum.items():
         assert name in perfect, f"{task.name}: the metric gives no {name!r}, only {sorted(perfect)}"
@@ -134,7 +140,9 @@ def _check_scores(task: Task, dataset: Dataset, maximum: Mapping[str, float], se
         nothing = _aggregate(task, dataset, settings, lambda sample: ())
     else:
         nothing = _aggregate(task, dataset, settings, lambda sample: extract(task.extract, "", sample))
-    assert nothing[task.primary] == 0, f"{task.name}: empty outputs score {task.primary} {nothing[task.primary]}"
+    assert 0 <= nothing[task.primary] <= floor, (
+        f"{task.name}: empty outputs score {task.primary} {nothing[task.primary]}"
+    )
     if task.majority is not None:
         output = task.majority(dataset.samples)
         guess = _aggregate(task, dataset, settings, lambda sample: extract(task.extract, output, sample))
