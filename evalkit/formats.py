@@ -138,8 +138,8 @@ def _paired(ids: Sequence[str], others: Mapping[str, Any], one: str, other: str,
         if lonely:
             some = ", ".join(lonely[:3]) + (" ..." if len(lonely) > 3 else "")
             raise DataError(
-                f"{len(lonely):,} of {len(have | set(others)):,} ids are among the {kind}s but not the {missing}s: {some}; "
-                f"{files} must be of one split"
+                f"{len(lonely):,} of {len(have | set(others)):,} ids are among the {kind}s but not the {missing}s: "
+                f"{some}; {files} must be of one split"
             )
 
 
