@@ -21,7 +21,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+from evalkit.metrics.java import Failure, Java, Setup, Worker, answer_each, scorer_file, worker
 
 Context: TypeAlias = Literal["file", "isolated"]
 
@@ -56,23 +58,22 @@ def tokenize(captions: Sequence[str], *, context: Context = "isolated") -> list[
     >>> tokenize(["the letter T.", "A man"], context="file"), tokenize(["the letter T.", "A man"])
     (['the letter t', 'a man'], ['the letter t.', 'a man'])
     """
-    lines = [_WHITESPACE.split(one_line(caption).replace("\xad", "")) for caption in captions]
+    lines = [_chunks(caption) for caption in captions]
     result: list[str] = []
     behind = _END
     for index in range(len(lines) - 1, -1, -1):
-        spaced = not lines[index][-1]
-        chunks = [chunk for chunk in lines[index] if chunk]
+        chunks, spaced = lines[index]
         if context == "isolated":
             behind = _END
-        elif index < len(lines) - 1 and behind == _END:
+        elif behind == _END and index < len(lines) - 1:
             behind = _PLAIN  # a line break follows, be it before empty lines only
-        if spaced and behind == _END:
+        if behind == _END and spaced:
             behind = _PLAIN
-        kinds = [_kind(chunk) for chunk in chunks[:1]]
         result.append(_line(chunks, behind))
-        if kinds:
+        if chunks:
+            kind = _kind(chunks[0])
             # An opener needs white space behind it.
-            behind = _PLAIN if kinds[0] == _OPENER and len(chunks) == 1 and behind == _END else kinds[0]
+            behind = _PLAIN if kind == _OPENER and len(chunks) == 1 and behind == _END else kind
     result.reverse()
     return result
 
@@ -84,6 +85,68 @@ def guarded(caption: str) -> bool:
     (True, False)
     """
     return _GUARD.fullmatch(caption) is not None and _SPANNING.search(caption) is None
+
+
+# --- the official program, for what is outside the guard --------------------------------------------------------------
+
+
+def tokenizer_worker(java: Java) -> Worker:
+    """Return the living worker of this process that runs the official tokenizer's Java classes."""
+    return worker(
+        Setup(
+            service="evalkit.metrics.ptb:TokenizerService",
+            java=java,
+            jars=(scorer_file("tokenizer/stanford-corenlp-3.4.1.jar"),),
+            options=("-Xmx512m", "-XX:+UseSerialGC", "-Duser.language=en", "-Duser.country=US"),
+        )
+    )
+
+
+def official(living: Worker, captions: Sequence[tuple[str, str | None]]) -> list[str | Failure]:
+    """Return what the official program makes of each caption, given the line after it (None: it is the last).
+
+    A caption's tokens never reach into another caption here, as they can in the official file.
+
+    Raises:
+        WorkerError: The program does not run here.
+    """
+    asked = [(one_line(caption), None if after is None else one_line(after)) for caption, after in captions]
+    answers = answer_each(living, lambda part: list(part), asked, chunk=1000, seconds=30.0)
+    return [
+        answer if isinstance(answer, Failure) else " ".join(token for token in answer if token not in PUNCTUATION)
+        for answer in answers
+    ]
+
+
+class TokenizerService:
+    """Runs in the worker: one PTBTokenizer a caption, so that nothing can shift the captions behind it."""
+
+    def __init__(self) -> None:
+        import jpype
+
+        self._string = jpype.JString
+        self._reader = jpype.JClass("java.io.StringReader")
+        self._tokenizer = jpype.JClass("edu.stanford.nlp.process.PTBTokenizer")
+        self._factory = jpype.JClass("edu.stanford.nlp.process.CoreLabelTokenFactory")()
+
+    def answer(self, request: Any) -> list[list[str]]:
+        """Tokenize (caption, next line or None) pairs."""
+        return [self._tokens(caption, after) for caption, after in request]
+
+    def _tokens(self, caption: str, after: str | None) -> list[str]:
+        size = int(self._string(caption).length())
+        text = caption if after is None else f"{caption}\n{after}"
+        tokenizer = self._tokenizer(self._reader(self._string(text)), self._factory, "tokenizeNLs")
+        tokens: list[str] = []
+        while tokenizer.hasNext():
+            token = tokenizer.next()
+            if token.beginPosition() >= size:
+                break
+            if token.endPosition() > size:
+                return self._tokens(caption, None)  # a tag that would go on in the next caption
+            # The official wrapper splits at spaces, and drops the empty strings between two of them.
+            tokens += [part for part in str(token.word().toLowerCase()).split(" ") if part]
+        return tokens
 
 
 # --- chunks and what follows them ------------------------------------------------------------------------------------
@@ -99,19 +162,27 @@ _OPENING = (
 _OPENERS = frozenset(_OPENING.split()) | frozenset(_OPENING.upper().split())
 
 
+@lru_cache(maxsize=1 << 18)
+def _chunks(caption: str) -> tuple[tuple[str, ...], bool]:
+    """Return what stands between white space, and whether the caption ends with some."""
+    split = _WHITESPACE.split(one_line(caption).replace("\xad", ""))
+    return tuple(chunk for chunk in split if chunk), not split[-1]
+
+
 def _kind(chunk: str) -> str:
     if chunk in _OPENERS:
         return _OPENER
     return _DIGIT if "0" <= chunk[0] <= "9" else _PLAIN
 
 
-def _line(chunks: list[str], behind: str) -> str:
+@lru_cache(maxsize=1 << 18)
+def _line(chunks: tuple[str, ...], behind: str) -> str:
     """Return the tokens of one caption, given what follows its last chunk."""
     text = " ".join(chunks)
     if _MAY_SPAN.search(text):
         for pattern in _SPANS:
             text = pattern.sub(lambda match: match[0].replace(" ", "\xa0"), text)
-        chunks = text.split(" ") if text else []
+        chunks = tuple(text.split(" "))
     tokens: list[str] = []
     last = len(chunks) - 1
     for index, chunk in enumerate(chunks):
