@@ -132,15 +132,21 @@ class HubSource:
             raise DataError(f"parquet files of {self._hub.repo} below {self._root} cannot be read: {cause}") from error
 
     def _parquet(self, config: str | None) -> list[Path]:
-        """Return the split's files as the hub names them: <config>/<split>-00000-of-00001.parquet, data/<split>-..."""
+        """Return the split's files as the hub names them.
+
+        <config>/<split>-00000-of-00001.parquet, data/<split>-..., or <config>/<split>/0000.parquet in the hub's copies.
+        """
         assert self._root is not None
         split = self._hub.split
-        repo = self._hub.repo.rpartition("/")[2]
-        for base in (self._root, self._root / repo):
-            for folder in ([base / config] if config else []) + [base / "data", base]:
-                files = sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")])
-                if files:
-                    return files
+        folders = [self._root / config] if config else []
+        folders += [self._root / "data", self._root, self._root / "default"]
+        for folder in folders:
+            files = [*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")]
+            files = files or list((folder / split).glob("*.parquet"))
+            if files:
+                return sorted(files)
+        if config is None and (files := sorted(self._root.glob(f"*/{split}/*.parquet"))):
+            return files
         place = f"{config}/" if config else "data/"
         raise DataError(
             f"no parquet file of {self._hub.repo} for split {split!r} below {self._root}: "

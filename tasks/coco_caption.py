@@ -62,7 +62,7 @@ TASKS = tuple(
             ),
             Slot(name=IMAGES, default="val2014", required=False, summary="folder of COCO images"),
         ),
-        hub=Hub(repo="yerevann/coco-karpathy", split="validation" if split == "val" else split),
+        hub=Hub(repo="yerevann/coco-karpathy", split="validation" if split == "val" else split, revision="448fdb1"),
         expected=Expected(
             samples=5_000,
             images=5_000,

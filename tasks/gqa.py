@@ -91,6 +91,7 @@ TASKS = tuple(
             repo="lmms-lab/GQA",
             config=f"{split}_balanced_instructions",
             split=split,
+            revision="388eadb3fad5cc6818bf6e2ac7a64d809c6e59e7",
             image_config=f"{split}_balanced_images",
             image_id_column="id",
         ),

@@ -47,7 +47,12 @@ TASKS = tuple(
             Slot(name="annotations", default=default, summary="JSON in COCO's format"),
             Slot(name=IMAGES, default=split, required=False, summary="folder of OpenImages photographs"),
         ),
-        hub=Hub(repo="lmms-lab/NoCaps", split=hub_split, image_id_column="image_file_name"),
+        hub=Hub(
+            repo="lmms-lab/NoCaps",
+            split=hub_split,
+            revision="a26b3fe1e0021164ec430c57c48085d58f2fe922",
+            image_id_column="image_file_name",
+        ),
         expected=expected,
         results=ResultFormat(id_key="image_id", answer_key="caption"),
         breakdowns=("domain",) if split == "val" else (),

@@ -17,7 +17,6 @@ from evalkit.metrics.vqa import vqa_accuracy, vqa_metric
 from evalkit.prompts import VQA_PROMPTS
 from evalkit.types import Dataset, Decoding, Expected, Hub, ResultFormat, Slot, Source, Task
 
-
 PERFECT = functools.partial(best_answer, accuracy=functools.partial(vqa_accuracy, variant="official"))
 
 
@@ -63,7 +62,12 @@ TASKS = (
             ),
             Slot(name=IMAGES, default="val2014", required=False, summary="folder of COCO images"),
         ),
-        hub=Hub(repo="lmms-lab/OK-VQA", split="val2014", image_id_column="question_id"),
+        hub=Hub(
+            repo="lmms-lab/OK-VQA",
+            split="val2014",
+            revision="c9f858961f4095a9aeef615057b0822cce967096",
+            image_id_column="question_id",
+        ),
         expected=Expected(
             samples=5_046,
             images=5_033,

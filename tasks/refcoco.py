@@ -157,6 +157,11 @@ _SPLITS = (
     ),
 )
 
+_REVISIONS = {
+    "RefCOCO": "a5dff0b3194715fda69b2d6a0d2aaafb41eaa407",
+    "RefCOCOplus": "6ff10a221309bc4791d1ff7d57f8bbcb509b9e9d",
+    "RefCOCOg": "93af55545967808285637a67431e4971a6f9fd49",
+}
 _NAMES = {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "RefCOCOg"}
 
 TASKS = tuple(
@@ -183,7 +188,12 @@ TASKS = tuple(
             Slot(name="instances", default=f"{each.folder}/instances.json", summary="official boxes, in COCO's format"),
             Slot(name=IMAGES, default="train2014", required=False, summary="folder of COCO images"),
         ),
-        hub=Hub(repo=f"lmms-lab/{each.hub}", split=each.split, image_id_column="file_name"),
+        hub=Hub(
+            repo=f"lmms-lab/{each.hub}",
+            split=each.split,
+            revision=_REVISIONS[each.hub],
+            image_id_column="file_name",
+        ),
         expected=Expected(
             samples=each.expressions,
             images=each.images,

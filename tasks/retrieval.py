@@ -3,8 +3,8 @@
 Karpathy and Fei-Fei (CVPR 2015) test splits: COCO 5K (5,000 images with 25,010 captions; ten images have six) and
 Flickr30k 1K (1,000 images, 5,000 captions). Metric: recall at 1, 5 and 10, both ways, from ITC similarity and from
 re-ranking its top k by ITM. Captions are cleaned as LAVIS does before they are embedded (`question_filter=none`
-leaves them). On the hub, lmms-lab/flickr30k calls all 31,783 images "test"; the table read here names each row's
-split.
+leaves them). On the hub, lmms-lab/flickr30k calls all 31,783 images "test"; the hub's parquet copy of
+nlphuji/flickr30k, which is read here, names each row's split.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ TASKS = tuple(
             "Image-text retrieval on COCO 5K (Karpathy test), both ways",
             "dataset_coco.json",
             "val2014",
-            Hub(repo="yerevann/coco-karpathy", split="test"),
+            Hub(repo="yerevann/coco-karpathy", split="test", revision="448fdb1"),
             Expected(
                 samples=5_000,
                 images=5_000,
@@ -73,7 +73,7 @@ TASKS = tuple(
             "Image-text retrieval on Flickr30k 1K (Karpathy test), both ways",
             "dataset_flickr30k.json",
             "flickr30k-images",
-            Hub(repo="nlphuji/flickr30k", config="TEST", split="test", image_id_column="filename"),
+            Hub(repo="nlphuji/flickr30k", split="test", revision="cd91f9a", image_id_column="filename"),
             Expected(samples=1_000, images=1_000, texts=5_000, source="Karpathy's dataset_flickr30k.json"),
         ),
     )

@@ -94,7 +94,12 @@ TASKS = tuple(
         decoding=Decoding(max_new_tokens=10),
         extract="first_line",
         slots=slots,
-        hub=Hub(repo="lmms-lab/VQAv2", split=hub_split, image_id_column="image_id"),
+        hub=Hub(
+            repo="lmms-lab/VQAv2",
+            split=hub_split,
+            revision="32665d35052eb4a6d4414851c3c829a72754915a",
+            image_id_column="image_id",
+        ),
         expected=expected,
         results=ResultFormat(
             id_key="question_id", answer_key="answer", records=447_793 if variant == "test-dev" else None
