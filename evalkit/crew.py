@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +23,15 @@ from evalkit.types import Model
 from evalkit.work import Assignment, Worker
 
 _POLL_SECONDS = 1.0
+_QUIET_SECONDS = 60.0
 
 
 class Crew(Protocol):
     """Does units of a phase, wherever."""
+
+    @property
+    def restarts(self) -> int:
+        """How often a worker was replaced so far."""
 
     def run(self, number: int, phase: str, units: Sequence[int], progress: Reporter, stop: threading.Event) -> Outcome:
         """Do these units of a phase of task `number`; with `stop`, finish the batches in hand."""
@@ -33,25 +40,33 @@ class Crew(Protocol):
 @contextmanager
 def crew_of(config: RunConfig, model: Model, ready: Sequence[Assignment], place: Place) -> Iterator[Crew]:
     """Provide the workers that `devices=` asks for."""
-    devices = _devices(config.devices, place)
+    job = {
+        "config": configuration.to_mapping(config),
+        "asked": ["prompt_style"] if config.style_asked else [],
+        "folders": [str(assignment.folder.resolve()) for assignment in ready],
+    }
+    if config.engine.kind == "ray":
+        from evalkit.ray_engine import Cluster
+
+        with Cluster(job, config.devices, config.engine) as cluster:
+            yield cluster
+        return
     if config.engine.kind != "local":
-        raise UnsupportedError(f"engine={config.engine.kind} is not known; known: local")
+        raise UnsupportedError(f"engine={config.engine.kind} is not known; known: local, ray")
+    devices = _devices(config.devices, place)
     if len(devices) == 1:
         yield _InProcess(model, ready)
         return
     from evalkit.supervisor import Supervisor
 
-    job = {
-        "config": configuration.to_mapping(config),
-        "asked": ["prompt_style"] if config.style_asked else [],
-        "folders": [str(assignment.folder) for assignment in ready],
-    }
     with Supervisor(job, devices, config.engine) as supervisor:
         yield supervisor
 
 
 class _InProcess:
     """One device: the work is done here."""
+
+    restarts = 0
 
     def __init__(self, model: Model, ready: Sequence[Assignment]) -> None:
         self._worker = Worker(model)
@@ -75,6 +90,7 @@ class Place:
     rank: int = 0
     world_size: int = 1
     local_rank: int | None = None
+    """Place among the processes that the launcher started on this machine; None where it is the only one."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Place:
@@ -83,16 +99,21 @@ class Place:
         Raises:
             ConfigError: the variables are not numbers that fit together.
         """
+        alone = (
+            environment.get("LOCAL_WORLD_SIZE") == "1"
+            or re.fullmatch(r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")) is not None
+        )
         for rank, size, local in (
             ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-            ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+            # Of the step, not SLURM_NTASKS: a batch script that calls evalkit without srun is one process of one.
+            ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
         ):
             if rank in environment and size in environment:
                 try:
                     place = cls(
                         rank=int(environment[rank]),
                         world_size=int(environment[size]),
-                        local_rank=int(environment[local]) if local in environment else None,
+                        local_rank=int(environment[local]) if local in environment and not alone else None,
                     )
                 except ValueError:
                     place = cls(rank=-1)
@@ -106,10 +127,8 @@ class Place:
 
     def take_device(self) -> None:
         """Let a process that a launcher started beside others on this machine see only its own GPU."""
-        gpus = _num_gpus() if self.local_rank is not None else 0
-        if gpus > 1:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible[(self.local_rank or 0) % len(visible)]
+        if self.local_rank is not None and (gpus := _gpus()):
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[self.local_rank % len(gpus)]
 
     def share(self, assignment: Assignment, phase: str) -> list[int]:
         """Return this process's unfinished units of a phase. Sharded first, finished ones subtracted second."""
@@ -121,23 +140,36 @@ class Place:
         mine = {unit.index for unit in plan.shard(assignment.units, self.world_size)[self.rank]}
         return [index for index in todo if index in mine]
 
-    def wait_for_others(self, assignment: Assignment, phase: str, stop: threading.Event) -> None:
-        """Wait until a phase is complete, or until nothing was written for `engine.heartbeat_s`: a host is lost then.
+    def wait_for_others(self, assignment: Assignment, phase: str, stop: threading.Event) -> bool:
+        """Wait until a phase is complete, or nothing was written for `engine.heartbeat_s`: a host is lost then.
 
-        What a lost host leaves is missing; scoring says so, and any later start finishes it.
+        What a lost host leaves is missing; scoring says so, and any later start finishes it. Where all was tried and
+        some failed, the others may be trying it again: then a quiet minute is enough.
+
+        Returns:
+            Whether everything of the phase was tried.
         """
-        if self.world_size == 1:
-            return
-        size, changed = -1, time.monotonic()
-        while not stop.is_set():
+        heartbeat_s = assignment.engine.heartbeat_s
+        size, changed, told = -1, time.monotonic(), False
+        while self.world_size > 1 and not stop.is_set():
+            looked = time.monotonic()
             now = _bytes_below(assignment.folder)
             if now != size:
-                size, changed = now, time.monotonic()
-                if not assignment.todo(phase):
-                    return
-            elif time.monotonic() - changed > assignment.engine.heartbeat_s:
-                return
-            time.sleep(_POLL_SECONDS)
+                size, changed = now, looked
+                unseen = assignment.unseen(phase)
+                if not unseen and not assignment.todo(phase):
+                    return True
+            elif not unseen and looked - changed > min(heartbeat_s, _QUIET_SECONDS):
+                return True
+            elif looked - changed > heartbeat_s:
+                _say(f"{assignment.label}: nobody has written anything for {heartbeat_s:.0f} s (engine.heartbeat_s)")
+                return False
+            if not told:
+                told = True
+                _say(f"{assignment.label}: this share is done (process {self.rank} of {self.world_size}); waiting")
+            # Reading a long log takes a while, and others want the file system too.
+            time.sleep(max(_POLL_SECONDS, 5 * (time.monotonic() - looked)))
+        return True
 
 
 def _bytes_below(folder: Path) -> int:
@@ -160,18 +192,23 @@ def _devices(asked: str, place: Place) -> list[str]:
         raise ConfigError(f"devices={asked!r}: give a number from 1, or auto for all GPUs")
     if asked == "1" or (asked == "auto" and place.local_rank is not None):
         return [""]
-    gpus = _num_gpus()
+    gpus = _gpus()
     if asked == "auto":
-        return [str(index) for index in range(gpus)] or [""]
-    if gpus and int(asked) > gpus:
-        raise ConfigError(f"devices={asked}, but there are {gpus} GPUs; give devices={gpus} or devices=auto")
-    return [str(index) if gpus else "" for index in range(int(asked))]
+        return gpus or [""]
+    if gpus and int(asked) > len(gpus):
+        raise ConfigError(f"devices={asked}, but there are {len(gpus)} GPUs; give devices={len(gpus)} or devices=auto")
+    return gpus[: int(asked)] or [""] * int(asked)
 
 
-def _num_gpus() -> int:
-    """Return how many GPUs torch sees; without a driver it is not even asked, since its import takes seconds."""
+def _gpus() -> list[str]:
+    """Return what names each GPU in CUDA_VISIBLE_DEVICES; torch, which takes seconds, is asked only with a driver."""
     if not any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/kfd")):
-        return 0
+        return []
     import torch
 
-    return torch.cuda.device_count()
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return visible or [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)

@@ -5,6 +5,7 @@ Whatever can be known to be wrong is found before weights are loaded: names, fil
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -20,7 +21,7 @@ from evalkit import log, manifest, plan, registry, score
 from evalkit.config import DataConfig, MetricsConfig, RunConfig
 from evalkit.crew import Crew, Place, crew_of
 from evalkit.data import check_images, fingerprint, load_dataset
-from evalkit.errors import ConfigError, IncompleteError, ModelError, UnsupportedError
+from evalkit.errors import ConfigError, IncompleteError, ModelError, ResultsError, UnsupportedError
 from evalkit.paths import user_cache
 from evalkit.progress import Progress
 from evalkit.prompts import fill
@@ -37,6 +38,8 @@ def launch(config: RunConfig, argv: Sequence[str]) -> int:
     """
     limit_threads(config.engine.threads)
     place = Place.from_environment(os.environ)
+    if config.devices in ("1", "auto"):
+        place.take_device()
     model = build_model(config.model)
     out = Path(config.out)
     ready = [_identified(spec, config, model, out) for spec in config.task]
@@ -125,7 +128,7 @@ def limited(dataset: Dataset, limit: int | None) -> Dataset:
     if limit is None or limit >= len(ordered):
         return dataclasses.replace(dataset, samples=tuple(ordered))
     samples = tuple(ordered[:limit])
-    images = {image_id for sample in samples for image_id in sample.image_ids}
+    images = {sample.id for sample in samples}
     texts = tuple(text for text in dataset.texts if images.intersection(text.image_ids))
     stamps = (*dataset.stamps, "limited")
     return dataclasses.replace(
@@ -233,16 +236,24 @@ def _run(number: int, ready: Assignment, config: RunConfig, crew: Crew, place: P
     segment = manifest.Segment(ready.folder, argv, dataclasses.asdict(config.engine) | {"devices": config.devices})
     stop = threading.Event()
     outcome = Outcome()
-    with finish_batch_on_interrupt(stop):
-        for phase in ready.phases:
-            mine = place.share(ready, phase)
-            if mine:
-                outcome.add(crew.run(number, phase, mine, progress, stop))
-            if stop.is_set():
-                break
-            place.wait_for_others(ready, phase, stop)
+    try:
+        with finish_batch_on_interrupt(stop):
+            for phase in ready.phases:
+                mine = place.share(ready, phase)
+                if mine:
+                    outcome.add(crew.run(number, phase, mine, progress, stop))
+                if stop.is_set() or not place.wait_for_others(ready, phase, stop):
+                    break
+    except BaseException as error:
+        with contextlib.suppress(ResultsError):  # the disk may be what failed
+            segment.close(dataclasses.asdict(outcome) | {"error": f"{type(error).__name__}: {error}"})
+        raise
+    after = log.read_log(ready.predictions)
+    # What a killed worker wrote last was not reported, and other machines report to their own.
+    progress.done = len(after.predictions)
+    progress.failed = len(after.predictions) - len(after.answered())
     progress.close()
-    segment.close(dataclasses.asdict(outcome))
+    segment.close(dataclasses.asdict(outcome) | {"interrupted": stop.is_set(), "restarts": crew.restarts})
     return not stop.is_set()
 
 

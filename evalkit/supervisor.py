@@ -1,7 +1,7 @@
 """Several devices of one machine: one process a device, units handed out as they finish, a dead worker replaced alone.
 
-No collectives: workers share the run folder and nothing else. A worker that dies or shows no sign of life for
-`engine.heartbeat_s` is killed and replaced up to `engine.max_restarts` times; its units in hand are handed out again.
+No collectives: workers share the run folder and nothing else. A worker that dies, or does nothing for
+`engine.heartbeat_s`, is killed and replaced, `engine.max_restarts` times in all; its units go to whoever is free.
 """
 
 from __future__ import annotations
@@ -10,49 +10,35 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
-import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import IO, Any
 
 from evalkit.config import EngineConfig
-from evalkit.errors import EvalkitError, IncompleteError
-from evalkit.loading import UNITS_AHEAD
 from evalkit.progress import Reporter
 from evalkit.run import Outcome
+from evalkit.shift import Hand, Shift, WorkerError
 
-_IN_HAND = 1 + UNITS_AHEAD
-"""Units a worker has at a time: the one it works on and those its loader threads open."""
-
-
-class WorkerError(Exception):
-    """A worker failed for good; its own traceback is the message."""
+_LOOK_SECONDS = 0.5
 
 
-@dataclass
+@dataclass(eq=False)
 class _Process:
-    """A worker process as its supervisor sees it."""
+    """A worker process: its pipes and what it is as a hand."""
 
     device: int
     process: subprocess.Popen[bytes]
-    units: deque[int] = field(default_factory=deque)
-    """Handed out and not reported done."""
-    ready: bool = False
-    ended: bool = False
-    """Told that no unit is left in this phase."""
-    outcome: bool = False
+    hand: Hand
     buffer: bytes = b""
-    heard: float = field(default_factory=time.monotonic)
 
-    def send(self, **message: Any) -> None:
+    @property
+    def stdin(self) -> IO[bytes]:
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it is dead: the next look at its stdout finds out and replaces it
-            self.process.stdin.write((json.dumps(message) + "\n").encode())
-            self.process.stdin.flush()
+        return self.process.stdin
 
     @property
     def stdout(self) -> IO[bytes]:
@@ -74,7 +60,7 @@ class Supervisor:
         self._job = dict(job)
         self._devices = list(devices)
         self._engine = engine
-        self._restarts = 0
+        self.restarts = 0
         self._selector = selectors.DefaultSelector()
         self._workers = [self._spawn(device) for device in range(len(devices))]
 
@@ -84,8 +70,8 @@ class Supervisor:
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.process.kill()
-            worker.process.wait()
-            self._close(worker)
+        for worker in self._workers:
+            self._bury(worker)
         self._selector.close()
 
     def run(self, number: int, phase: str, units: Sequence[int], progress: Reporter, stop: threading.Event) -> Outcome:
@@ -93,94 +79,54 @@ class Supervisor:
 
         Raises:
             EvalkitError: what a worker found to be the user's to mend.
-            WorkerError: a worker failed more often than `engine.max_restarts`, with its traceback.
+            WorkerError: workers failed more often than `engine.max_restarts`, with the traceback of the last.
         """
-        total = Outcome()
-        left = deque(units)
-        told = False
+        shift = Shift(number, phase, units, progress)
         for worker in self._workers:
-            self._start(worker, number, phase)
-        while not all(worker.outcome for worker in self._workers):
-            if stop.is_set() and not told:
-                told = True
-                for worker in self._workers:
-                    worker.send(stop=True)
-                    worker.ended = True
-            for key, _ in self._selector.select(timeout=0.5):
+            shift.join(worker.hand)
+        while not shift.over:
+            if stop.is_set():
+                shift.stop()
+            for key, _ in self._selector.select(timeout=_LOOK_SECONDS):
                 worker = key.data
                 data = os.read(worker.stdout.fileno(), 1 << 16)
                 if not data:
-                    self._replace(worker, left, number, phase, "died", stop)
+                    self._replace(worker, shift, "")
                     continue
-                worker.heard = time.monotonic()
                 *lines, worker.buffer = (worker.buffer + data).split(b"\n")
                 for line in lines:
-                    self._hear(worker, json.loads(line), left, progress, total)
-            for worker in list(self._workers):
-                silent = time.monotonic() - worker.heard
-                if not worker.outcome and silent > self._engine.heartbeat_s:
-                    self._replace(worker, left, number, phase, f"was silent for {silent:.0f} s", stop)
-        total.interrupted = stop.is_set()
-        return total
+                    shift.hear(worker.hand, json.loads(line))
+            for hand, seconds in shift.silent(self._engine.heartbeat_s):
+                worker = next(each for each in self._workers if each.hand is hand)
+                self._replace(worker, shift, f"did nothing for {seconds:.0f} s (engine.heartbeat_s)")
+        shift.close()
+        shift.outcome.interrupted = stop.is_set()
+        return shift.outcome
 
-    def _start(self, worker: _Process, number: int, phase: str) -> None:
-        worker.ready = worker.ended = worker.outcome = False
-        worker.heard = time.monotonic()
-        worker.send(start=[number, phase])
-
-    def _hear(
-        self, worker: _Process, message: Mapping[str, Any], left: deque[int], progress: Reporter, total: Outcome
-    ) -> None:
-        if "advance" in message:
-            samples, images, failed = message["advance"]
-            progress.advance(samples=samples, images=images, failed=failed)
-        elif "done" in message:
-            worker.units.remove(message["done"])
-        elif "ready" in message:
-            worker.ready = True
-        elif "outcome" in message:
-            worker.outcome = True
-            total.asked += message["outcome"]["asked"]
-            total.failed += message["outcome"]["failed"]
-            total.memory_errors += message["outcome"]["memory_errors"]
-        elif "error" in message:
-            if message["user"]:
-                kind = IncompleteError if message["exit_code"] == IncompleteError.exit_code else EvalkitError
-                raise kind(message["error"])
-            self._last_error = str(message["error"])
-        self._hand_out(worker, left)
-
-    def _hand_out(self, worker: _Process, left: deque[int]) -> None:
-        while worker.ready and not worker.ended and len(worker.units) < _IN_HAND and left:
-            worker.units.append(left.popleft())
-            worker.send(unit=worker.units[-1])
-        if worker.ready and not left and not worker.ended:
-            worker.ended = True
-            worker.send(end=True)
-
-    def _replace(
-        self, worker: _Process, left: deque[int], number: int, phase: str, why: str, stop: threading.Event
-    ) -> None:
-        """Kill what is left of a worker, take its units back and start another on the same device."""
+    def _replace(self, worker: _Process, shift: Shift, why: str) -> None:
+        """Kill what is left of a worker, give its units to others and start another on the same device."""
         worker.process.kill()
-        code = worker.process.wait()
-        self._close(worker)
-        left.extendleft(reversed(worker.units))
-        if stop.is_set():
-            worker.outcome = True
+        code = self._bury(worker)
+        units = len(worker.hand.units)
+        said = f"{worker.hand.name} {why or _ended(code)}"
+        shift.lost(worker.hand)
+        place = self._workers.index(worker)
+        if shift.stopped:
+            del self._workers[place]
             return
-        if self._restarts >= self._engine.max_restarts:
+        if self.restarts >= self._engine.max_restarts and not shift.over:
             raise WorkerError(
-                f"worker {worker.device} {why} (exit {code}) after {self._restarts} restarts "
-                f"(engine.max_restarts={self._engine.max_restarts}); everything finished is kept\n{self._last_error}"
+                f"{said} after {self.restarts} restarts (engine.max_restarts={self._engine.max_restarts}); everything "
+                f"finished is kept, the same command continues\n{worker.hand.error}"
             )
-        self._restarts += 1
-        print(f"worker {worker.device} {why} (exit {code}); replaced, restart {self._restarts}", file=sys.stderr)
-        replacement = self._spawn(worker.device)
-        self._workers[self._workers.index(worker)] = replacement
-        self._start(replacement, number, phase)
-
-    _last_error = ""
+        self.restarts += 1
+        print(
+            f"{said}; restart {self.restarts} of at most {self._engine.max_restarts}, {units} units are handed out "
+            f"again\n{worker.hand.error}".rstrip(),
+            file=sys.stderr,
+        )
+        self._workers[place] = self._spawn(worker.device)
+        shift.join(self._workers[place].hand)
 
     def _spawn(self, device: int) -> _Process:
         environment = dict(os.environ)
@@ -193,15 +139,31 @@ class Supervisor:
             env=environment,
             start_new_session=True,  # Ctrl-C reaches the supervisor alone, which asks for an orderly stop
         )
-        worker = _Process(device, process)
+
+        def send(command: Mapping[str, Any]) -> None:
+            with contextlib.suppress(BrokenPipeError):  # it is dead: the next look at its stdout finds out
+                worker.stdin.write((json.dumps(command) + "\n").encode())
+                worker.stdin.flush()
+
+        worker = _Process(device, process, Hand(name=f"worker {device} (process {process.pid})", send=send))
         self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
-        worker.send(**self._job)
+        send(self._job)
         return worker
 
-    def _close(self, worker: _Process) -> None:
+    def _bury(self, worker: _Process) -> int:
+        """Wait for a killed worker, close its pipes, and return its exit code."""
+        code = worker.process.wait()
         if worker.stdout in self._selector.get_map():
             self._selector.unregister(worker.stdout)
         worker.stdout.close()
-        assert worker.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # what was still to be written has no reader any more
-            worker.process.stdin.close()
+            worker.stdin.close()
+        return code
+
+
+def _ended(code: int) -> str:
+    """Say how a process ended."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"was killed by {name}" + (" (by hand, or because memory ran out)" if name == "SIGKILL" else "")

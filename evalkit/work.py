@@ -7,7 +7,7 @@ so a message between processes is a word and an int.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +64,12 @@ class Assignment:
             return retrieval.missing_features(self.folder, self.units, self.dataset.texts, phase)
         return [unit.index for unit in plan.unfinished(self.units, self.answered())]
 
+    def unseen(self, phase: str) -> bool:
+        """Return whether something of a phase is missing that nobody has even tried."""
+        if phase in ("texts", "images"):
+            return bool(self.todo(phase))
+        return bool(plan.unfinished(self.units, log.read_log(self.predictions).predictions))
+
 
 @dataclass
 class Worker:
@@ -86,16 +92,36 @@ class Worker:
         writer: log.Writer,
         progress: Reporter,
         done: Callable[[int], None] = lambda index: None,
+        again: Collection[int] = (),
     ) -> Outcome:
-        """Do these units of a phase; call `done` with each that is finished."""
-        mine = (assignment.units[index] for index in units)
+        """Do these units of a phase; call `done` with each that is finished.
+
+        Args:
+            assignment: the task.
+            phase: one of its phases.
+            units: as they are handed out; the next one may come while one is worked on.
+            writer: appends to the log.
+            progress: hears of every batch.
+            done: hears of every unit.
+            again: units that somebody who is gone has begun, perhaps; it may grow meanwhile. What is in the log of
+                them by now is not appended once more.
+        """
+        answered = assignment.answered() if phase in ("questions", "pairs") else set()
+
+        def handed() -> Iterator[Unit]:
+            for index in units:
+                if index in again and phase in ("questions", "pairs"):
+                    answered.update(assignment.answered())
+                yield assignment.units[index]
+
+        mine = handed()
         if phase == "questions":
             job = Job(
                 task=assignment.task,
                 dataset=assignment.dataset,
                 model=cast("Any", self.model),
                 prompts=assignment.prompts,
-                answered=assignment.answered(),
+                answered=answered,
                 loader_threads=assignment.engine.loader_threads,
                 stop=self.stop,
             )
@@ -106,7 +132,7 @@ class Worker:
             model=cast("Any", self.model),
             units=assignment.units,
             folder=assignment.folder,
-            answered=assignment.answered() if phase == "pairs" else (),
+            answered=answered,
             pair_batch=assignment.engine.prompt_batch,
             loader_threads=assignment.engine.loader_threads,
             stop=self.stop,
