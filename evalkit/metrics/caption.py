@@ -369,7 +369,8 @@ def _spice(
     scored = [None if isinstance(result, Failure) else result for result in results]
     if all(result is None for result in scored):
         raise MetricError(f"SPICE failed on every image: {next(iter(failed.values()))}")
-    return tuple(result and result.f for result in scored), category_means([each for each in scored if each])
+    values = tuple(None if result is None else result.f for result in scored)
+    return values, category_means([result for result in scored if result is not None])
 
 
 def _name_failures(
@@ -408,4 +409,3 @@ def _spice_reason(settings: MetricSettings) -> str | None:
     if importlib.util.find_spec("jpype") is None:
         return "SPICE needs the package jpype1: `pip install jpype1`."
     return None
-
