@@ -18,15 +18,18 @@ import importlib.metadata
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from evalkit.errors import ConfigError, EvalkitError, unknown
+from evalkit.extract import extractor
 from evalkit.paths import bundled
 from evalkit.prompts import FILTERS, fields_of
 from evalkit.types import Decoding, Task
+
+_T = TypeVar("_T")
 
 GROUP = "evalkit.tasks"
 """Entry points of this group are task families: `docvqa = "my_package.docvqa:TASKS"`."""
@@ -126,10 +129,7 @@ def apply(
         if not isinstance(layer, Mapping):
             raise ConfigError(f"protocol.{key} should be a mapping of settings, but is {layer!r}")
         task = _overlay(task, layer, f"protocol.{key}")
-    task = _overlay(task, overrides or {}, "the command line")
-    if task.kind != "retrieve":
-        fields_of(task.template)
-    return task
+    return _overlay(task, overrides or {}, "the command line")
 
 
 def _overlay(task: Task, layer: Mapping[str, Any], where: str) -> Task:
@@ -145,12 +145,14 @@ def _overlay(task: Task, layer: Mapping[str, Any], where: str) -> Task:
         changes |= {"prompt_style": style, "prompt": None}
     if "prompt" in settings:
         changes["prompt"] = str(settings["prompt"])
+        _placed(where, fields_of, changes["prompt"])
     if "question_filter" in settings:
         changes["question_filter"] = _filter(str(settings["question_filter"]), where)
     if "decoding" in settings:
         changes["decoding"] = _decoding(task.decoding, settings["decoding"], where)
     if "extract" in settings:
-        changes["extract"] = _extract(str(settings["extract"]), where)
+        changes["extract"] = str(settings["extract"])
+        _placed(where, extractor, changes["extract"])
     for name in ("image_size", "k"):
         if name in settings:
             changes[name] = _positive(settings[name], f"{where}: {name}")
@@ -160,7 +162,7 @@ def _overlay(task: Task, layer: Mapping[str, Any], where: str) -> Task:
             raise ConfigError(
                 f"{where}: the metric of {task.name} has no variants, so metric_variant={variant} means nothing"
             )
-        changes |= {"variant": variant, "metrics": (task.by_variant(variant), *task.metrics[1:])}
+        changes |= {"variant": variant, "metrics": (_placed(where, task.by_variant, variant), *task.metrics[1:])}
     return dataclasses.replace(task, **changes)
 
 
@@ -181,14 +183,12 @@ def _filter(name: str, where: str) -> str | None:
     return name
 
 
-def _extract(name: str, where: str) -> str:
-    from evalkit.extract import extractor
-
+def _placed(where: str, function: Callable[[str], _T], value: str) -> _T:
+    """Call a function that judges a value; its complaint is given the place the value came from."""
     try:
-        extractor(name)
+        return function(value)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-    return name
 
 
 def _positive(value: Any, name: str) -> int:
