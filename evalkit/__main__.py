@@ -120,7 +120,7 @@ def _sweep(overrides: Sequence[Override], words: Sequence[str], extra: Path | No
 
     lines = config.for_hydra(overrides, sweep=True)
     if extra is not None:
-        lines.append(f"hydra.searchpath=[{extra.resolve()}]")
+        lines.append(config.searchpath(extra))
     codes: list[int] = []
 
     def job(composed: DictConfig) -> None:
@@ -139,7 +139,7 @@ def _sweep(overrides: Sequence[Override], words: Sequence[str], extra: Path | No
     try:
         hydra.main(version_base="1.3", config_path=str(bundled("configs")), config_name="config")(job)()
     except SystemExit:
-        return 1 if codes and codes[-1] == 1 else 2  # without a job that broke, it is the command line that Hydra refused
+        return 1 if codes and codes[-1] == 1 else 2  # without a job that broke, Hydra refused the command line
     return max(codes, default=2)
 
 

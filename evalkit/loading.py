@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +22,14 @@ class Loaded:
     broken: Mapping[str, str]
 
 
-def load_ahead(dataset: Dataset, model: Model, units: Iterable[Unit], threads: int) -> Iterator[tuple[Unit, Loaded]]:
-    """Yield each unit with its images, loaded while the units before it were worked on.
+def load_ahead(
+    dataset: Dataset,
+    model: Model,
+    units: Iterable[Unit],
+    threads: int,
+    wanted: Callable[[str], bool] = lambda image_id: True,
+) -> Iterator[tuple[Unit, Loaded]]:
+    """Yield each unit with those of its images that are wanted, loaded while the units before it were worked on.
 
     An image that cannot be opened whole, or that the model's preprocessing cannot take, is named in `Loaded.broken`.
     """
@@ -34,7 +40,8 @@ def load_ahead(dataset: Dataset, model: Model, units: Iterable[Unit], threads: i
     def submit() -> None:
         unit = next(left, None)
         if unit is not None:
-            futures = {image_id: pool.submit(_load, dataset, model, image_id) for image_id in unit.image_ids}
+            ids = filter(wanted, unit.image_ids)
+            futures = {image_id: pool.submit(_load, dataset, model, image_id) for image_id in ids}
             waiting.append((unit, futures))
 
     try:

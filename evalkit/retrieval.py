@@ -7,6 +7,10 @@
 Phase 2 starts when every feature file is there; whoever is first writes the candidates, so a resume never moves the
 k-th place. A pair is scored once, in the unit of its image; the log has a line an image. Which of the two top-k lists a
 pair came from follows from its ITC value, so `metrics.retrieval` can apply any fusion rule without a model.
+
+An image that cannot be had in phase 1 has no features and is a failed sample. When a later start can open it, its own
+candidates are found then: the other images keep theirs, since one image more only takes places from them, and the
+metric sees by ITC which.
 """
 
 from __future__ import annotations
@@ -15,16 +19,16 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from evalkit.errors import ImageError, ResultsError, SampleError
 from evalkit.loading import Loaded, load_ahead
 from evalkit.log import Writer
 from evalkit.progress import Reporter
-from evalkit.run import Outcome
+from evalkit.run import Outcome, is_final, out_of_memory, reason_of
 from evalkit.types import Dataset, Encoded, MatchingModel, Prediction, Task, Text, Unit
 
 if TYPE_CHECKING:
@@ -32,6 +36,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _TEXT_BATCH = 128
+
+T = TypeVar("T")
+_Pairs: TypeAlias = tuple[tuple[str, float, float | None], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +91,9 @@ def embed(
         if job.stop.is_set():
             return
         if not path.exists():
-            ids = [image_id for image_id in unit.image_ids if image_id in loaded.inputs]
-            features = np.zeros((0, 1, 1), dtype=np.float32)
-            if ids:
-                encoded = job.model.encode([loaded.inputs[image_id] for image_id in ids])
-                features = np.asarray(job.model.itc_images(encoded), dtype=np.float32)
-            names = (ids, list(loaded.broken), list(loaded.broken.values()))
-            ids_A, broken_A, reasons_A = (np.array(part, dtype=str) for part in names)
-            _save(path, ids=ids_A, features=features, broken=broken_A, reasons=reasons_A)
+            found = _for_each(job, unit, loaded, lambda encoded, ids: list(_image_features(job, encoded))).values
+            features = np.stack(list(found.values())) if found else np.zeros((0, 1, 1), dtype=np.float32)
+            _save(path, ids=np.array(list(found), dtype=str), features=features)
         done(unit.index)
 
 
@@ -112,8 +114,12 @@ def match(
     """Phase 2: score the candidate pairs of these units and append a line an image."""
     outcome = Outcome()
     candidates = _candidates(job)
-    for unit, loaded in _with_pixels(job, mine):
-        lines = _match_unit(job, unit, candidates, loaded)
+
+    def wanted(image_id: str) -> bool:
+        return "itm" in job.model.capabilities or image_id not in candidates.texts_of
+
+    for unit, loaded in load_ahead(job.dataset, job.model, mine, job.loader_threads, wanted):
+        lines = _match_unit(job, unit, candidates, loaded, outcome)
         predictions = [line for line in lines if line.sample_id not in job.answered]
         writer.append(predictions)
         failed = sum(prediction.error is not None for prediction in predictions)
@@ -127,47 +133,89 @@ def match(
     return outcome
 
 
-def _with_pixels(job: RetrievalJob, units: Iterable[Unit]) -> Iterator[tuple[Unit, Loaded]]:
-    """Yield the units with their images, which a dual encoder (ITC only) no longer needs."""
-    if "itm" in job.model.capabilities:
-        return load_ahead(job.dataset, job.model, units, job.loader_threads)
-    return ((unit, Loaded({}, {})) for unit in units)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Candidates:
     texts_of: dict[str, list[tuple[int, float]]]
     """image id -> (index of the text, ITC) in order of the index."""
+    floor_T: NDArray[np.float32]
+    """The ITC that an image needs to be among a text's top k."""
+
+
+@dataclass(frozen=True)
+class _Found(Generic[T]):
+    """What the model said about each image of a unit, or why not."""
+
+    values: dict[str, T]
     broken: dict[str, str]
 
 
-def _match_unit(job: RetrievalJob, unit: Unit, candidates: _Candidates, loaded: Loaded) -> list[Prediction]:
+def _for_each(
+    job: RetrievalJob, unit: Unit, loaded: Loaded, ask: Callable[[Encoded, Sequence[str]], Sequence[T]]
+) -> _Found[T]:
+    """Encode the images of a unit together and ask; after an error, each on its own.
+
+    Raises:
+        Exception: the model cannot do a single image of the unit; then the fault is the model's.
+    """
+    ids = [image_id for image_id in unit.image_ids if image_id in loaded.inputs]
+    broken = dict(loaded.broken)
+    if not ids:
+        return _Found({}, broken)
+    try:
+        answers = ask(job.model.encode([loaded.inputs[image_id] for image_id in ids]), ids)
+        return _Found(dict(zip(ids, answers, strict=True)), broken)
+    except Exception as error:
+        if is_final(error):
+            raise
+    values: dict[str, T] = {}
+    for image_id in ids:
+        try:
+            (values[image_id],) = ask(job.model.encode([loaded.inputs[image_id]]), [image_id])
+        except (SampleError, ImageError) as error:
+            broken[image_id] = str(error)
+        except Exception as error:
+            if is_final(error) or (image_id == ids[-1] and len(ids) > 1 and not values):
+                raise
+            broken[image_id] = reason_of(error)
+    return _Found(values, broken)
+
+
+def _match_unit(
+    job: RetrievalJob, unit: Unit, candidates: _Candidates, loaded: Loaded, outcome: Outcome
+) -> list[Prediction]:
     texts = job.dataset.texts
     start = time.monotonic()
-    broken = {image_id: candidates.broken[image_id] for image_id in unit.image_ids if image_id in candidates.broken}
-    broken |= loaded.broken
-    ids = [image_id for image_id in unit.image_ids if image_id not in broken]
-    scores: dict[str, list[float]] = {}
-    if ids and "itm" in job.model.capabilities:
-        encoded = job.model.encode([loaded.inputs[image_id] for image_id in ids])
+
+    def pairs_of(encoded: Encoded, ids: Sequence[str]) -> list[_Pairs]:
+        found = []
         for row, image_id in enumerate(ids):
-            captions = [texts[index].text for index, _ in candidates.texts_of[image_id]]
-            try:
-                scores[image_id] = _itm(job, encoded, row, captions)
-            except (SampleError, ImageError) as error:
-                broken[image_id] = str(error)
+            listed = candidates.texts_of.get(image_id)
+            if listed is None:
+                listed = _late_candidates(job, encoded.select([row]), candidates.floor_T)
+            captions = [texts[index].text for index, _ in listed]
+            itms = _itm(job, encoded, row, captions, outcome) if "itm" in job.model.capabilities else None
+            found.append(_pairs(texts, listed, itms))
+        return found
+
+    found = _for_each(job, unit, loaded, pairs_of)
+    for image_id in unit.image_ids:
+        if image_id not in found.values and image_id not in found.broken:  # a dual encoder: all is known already
+            found.values[image_id] = _pairs(texts, candidates.texts_of[image_id], None)
     seconds = (time.monotonic() - start) / len(unit.image_ids)
-    lines = [Prediction(sample_id=image_id, output=None, error=reason) for image_id, reason in broken.items()]
-    for image_id in ids:
-        if image_id in broken:
-            continue
-        itms = scores.get(image_id)
-        pairs = tuple(
-            (texts[index].id, _short(itc), None if itms is None else _short(itms[place]))
-            for place, (index, itc) in enumerate(candidates.texts_of[image_id])
-        )
-        lines.append(Prediction(sample_id=image_id, output=None, seconds=seconds, pairs=pairs))
-    return lines
+    return [
+        Prediction(sample_id=sample.id, output=None, error=found.broken[image_id])
+        if image_id in found.broken
+        else Prediction(sample_id=sample.id, output=None, seconds=seconds, pairs=found.values[image_id])
+        for sample in unit.samples
+        for image_id in sample.image_ids[:1]
+    ]
+
+
+def _pairs(texts: Sequence[Text], listed: Sequence[tuple[int, float]], itms: Sequence[float] | None) -> _Pairs:
+    return tuple(
+        (texts[index].id, _short(itc), None if itms is None else _short(itms[place]))
+        for place, (index, itc) in enumerate(listed)
+    )
 
 
 def _short(value: float) -> float:
@@ -175,37 +223,71 @@ def _short(value: float) -> float:
     return float(f"{value:.9g}")
 
 
-def _itm(job: RetrievalJob, encoded: Encoded, row: int, captions: Sequence[str]) -> list[float]:
+def _itm(job: RetrievalJob, encoded: Encoded, row: int, captions: Sequence[str], outcome: Outcome) -> list[float]:
+    """Return the ITM score of an image with each caption, `pair_batch` at a time; with less memory, in halves."""
     scores: list[float] = []
     for i in range(0, len(captions), job.pair_batch):
-        part = captions[i : i + job.pair_batch]
-        scores += [float(score) for score in job.model.itm(encoded.select([row] * len(part)), part)]
+        scores += _itm_batch(job, encoded, row, captions[i : i + job.pair_batch], outcome)
     return scores
+
+
+def _itm_batch(job: RetrievalJob, encoded: Encoded, row: int, captions: Sequence[str], outcome: Outcome) -> list[float]:
+    try:
+        scores = [float(score) for score in job.model.itm(encoded.select([row] * len(captions)), captions)]
+        assert len(scores) == len(captions), f"the model gave {len(scores)} scores for {len(captions)} pairs"
+        return scores
+    except Exception as error:
+        if not out_of_memory(error) or len(captions) == 1:
+            raise
+    outcome.memory_errors += 1
+    middle = len(captions) // 2
+    halves = (captions[:middle], captions[middle:])
+    return [score for half in halves for score in _itm_batch(job, encoded, row, half, outcome)]
 
 
 def _candidates(job: RetrievalJob) -> _Candidates:
     """Return the candidate list; the first process here writes it, the others read what it wrote."""
-    import numpy as np
-
     path = job.folder / "candidates.npz"
     if not path.exists():
-        images, features, broken, reasons = _read_images(job)
-        texts = np.concatenate(
-            [_read(_texts_file(job.folder, i))["features"] for i in range(len(text_units(job.dataset.texts)))]
-        )
+        images, features = _read_images(job)
+        texts = _read_texts(job)
         sims = _similarity(features, texts)
         pairs = _top_pairs(sims, job.task.k)
-        _save(path, images=images, rows=pairs[0], columns=pairs[1], itc=sims[pairs], broken=broken, reasons=reasons)
+        floor_T = _floor(sims, job.task.k)
+        _save(path, images=images, rows=pairs[0], columns=pairs[1], itc=sims[pairs], floor=floor_T)
     data = _read(path)
     texts_of: dict[str, list[tuple[int, float]]] = {str(image_id): [] for image_id in data["images"]}
     images = [str(image_id) for image_id in data["images"]]
     for row, column, itc in zip(data["rows"].tolist(), data["columns"].tolist(), data["itc"].tolist(), strict=True):
         texts_of[images[row]].append((column, itc))
-    broken = dict(zip(map(str, data["broken"]), map(str, data["reasons"]), strict=True))
-    return _Candidates(texts_of=texts_of, broken=broken)
+    return _Candidates(texts_of=texts_of, floor_T=data["floor"])
 
 
-def _read_images(job: RetrievalJob) -> tuple[Any, NDArray[np.float32], Any, Any]:
+def _late_candidates(job: RetrievalJob, encoded: Encoded, floor_T: NDArray[np.float32]) -> list[tuple[int, float]]:
+    """Return the candidates of one image that had no features when the list was made."""
+    import numpy as np
+
+    sim_T = _similarity(_image_features(job, encoded), _read_texts(job))[0]
+    chosen = sim_T >= floor_T
+    chosen[np.argsort(-sim_T, kind="stable")[: job.task.k]] = True
+    return [(int(index), float(sim_T[index])) for index in np.flatnonzero(chosen)]
+
+
+def _image_features(job: RetrievalJob, encoded: Encoded) -> NDArray[np.float32]:
+    import numpy as np
+
+    return np.asarray(job.model.itc_images(encoded), dtype=np.float32)
+
+
+def _read_texts(job: RetrievalJob) -> NDArray[np.float32]:
+    import numpy as np
+
+    units = range(len(text_units(job.dataset.texts)))
+    features: NDArray[np.float32] = np.concatenate([_read(_texts_file(job.folder, i))["features"] for i in units])
+    return features
+
+
+def _read_images(job: RetrievalJob) -> tuple[Any, NDArray[np.float32]]:
     import numpy as np
 
     parts = [_read(_images_file(job.folder, unit.index)) for unit in job.units]
@@ -214,8 +296,6 @@ def _read_images(job: RetrievalJob) -> tuple[Any, NDArray[np.float32], Any, Any]
     return (
         np.concatenate([part["ids"] for part in parts]),
         np.concatenate(features) if features else np.zeros((0, 1, 1), dtype=np.float32),
-        np.concatenate([part["broken"] for part in parts]),
-        np.concatenate([part["reasons"] for part in parts]),
     )
 
 
@@ -239,6 +319,16 @@ def _top_pairs(sim_IT: NDArray[np.float32], k: int) -> tuple[NDArray[np.intp], N
     np.put_along_axis(chosen, by_column, True, axis=0)
     rows, columns = np.nonzero(chosen)
     return rows, columns
+
+
+def _floor(sim_IT: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+    """Return the k-th best similarity of each text (T,); with fewer images than k, any is good enough."""
+    import numpy as np
+
+    if len(sim_IT) < k:
+        return np.full(sim_IT.shape[1], -np.inf, dtype=np.float32)
+    kth: NDArray[np.float32] = np.partition(sim_IT, len(sim_IT) - k, axis=0)[len(sim_IT) - k]
+    return kth
 
 
 def _images_file(folder: Path, index: int) -> Path:

@@ -144,9 +144,9 @@ class _Asker:
         try:
             encoded = self.job.model.encode([inputs[image_id] for image_id in image_ids])
         except Exception as error:
-            if _is_final(error):
+            if is_final(error):
                 raise
-            memory = _out_of_memory(error)
+            memory = out_of_memory(error)
         # Outside of the handler: a live exception keeps the failed call's frames, and with them the memory it took.
         owners = list(dict.fromkeys(sample.image_ids[0] for batch in batches for sample in batch))
         if encoded is not None:
@@ -172,9 +172,9 @@ class _Asker:
         try:
             outputs = self._ask(encoded, rows, batch)
         except Exception as error:
-            if _is_final(error):
+            if is_final(error):
                 raise
-            memory = _out_of_memory(error)
+            memory = out_of_memory(error)
         if outputs is not None:
             _check(outputs, batch)
             self._none_answered, self._failed_in_a_row = False, 0
@@ -202,9 +202,9 @@ class _Asker:
             return self._failed(sample, str(error))
         except Exception as error:
             self._failed_in_a_row += 1
-            if _is_final(error) or (self._none_answered and self._failed_in_a_row >= _GIVE_UP_AFTER):
+            if is_final(error) or (self._none_answered and self._failed_in_a_row >= _GIVE_UP_AFTER):
                 raise
-            return self._failed(sample, _reason(error))
+            return self._failed(sample, reason_of(error))
         _check(outputs, [sample])
         self._none_answered, self._failed_in_a_row = False, 0
         seconds = time.monotonic() - start
@@ -238,15 +238,17 @@ def _check(outputs: Sequence[str], batch: Sequence[Sample]) -> None:
     assert odd == "", f"the model gave {odd!r}, which is not text; it raises SampleError where it has no answer"
 
 
-def _is_final(error: Exception) -> bool:
+def is_final(error: Exception) -> bool:
     """Whether an error is about more than the samples in hand: the model refuses, or is gone."""
     return isinstance(error, EvalkitError) and not isinstance(error, SampleError | ImageError)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the machine has no room for what was asked at once."""
     # torch.OutOfMemoryError by name: this module does not import torch, and other frameworks name theirs alike.
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Return what the log says about an exception that is no EvalkitError."""
     return f"{type(error).__name__}: {error}"

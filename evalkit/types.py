@@ -55,7 +55,7 @@ class Text:
     id: str
     text: str
     image_ids: tuple[str, ...]
-    """The images it was written for."""
+    """The images it was written for, by the ids of their samples."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

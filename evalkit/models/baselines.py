@@ -168,8 +168,8 @@ class Oracle:
 
     def _study_pairs(self, dataset: Dataset) -> None:
         images: dict[str, set[str]] = {}
-        for image_id in sorted({image_id for sample in dataset.samples for image_id in sample.image_ids}):
-            images.setdefault(_digest(dataset.images.open(image_id)), set()).add(image_id)
+        for sample in dataset.samples:
+            images.setdefault(_digest(dataset.images.open(sample.image_ids[0])), set()).add(sample.id)
         texts: dict[str, set[str]] = {}
         for text in dataset.texts:
             texts.setdefault(_words(text.text), set()).update(text.image_ids)

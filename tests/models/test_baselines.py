@@ -149,8 +149,8 @@ def test_blind_splits_are_refused() -> None:
 
 
 def test_oracle_knows_pairs_and_majority_does_not() -> None:
-    texts = [Text(id=str(place), text=f"caption {place}", image_ids=(str(place // 2),)) for place in range(8)]
-    texts.append(Text(id="8", text="caption 0", image_ids=("3",)))
+    texts = [Text(id=str(place), text=f"caption {place}", image_ids=(f"s{place // 2}",)) for place in range(8)]
+    texts.append(Text(id="8", text="caption 0", image_ids=("s3",)))
     task = tiny.task("retrieve")
     data = dataset(["0", "1", "2", "3"], texts)
     captions = [text.text for text in texts]
