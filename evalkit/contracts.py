@@ -285,8 +285,9 @@ class _Generation:
             alone = [self.model.rank(encoded, [prompt], candidates, keep)[0] for prompt in self.prompts]
             yield Finding(check="ranking gives candidates", passed=set(together) <= set(candidates))
             yield self.same(f"ranking {keep} candidates, a batch of one equals a batch of many", together, alone)
-            backwards = self.model.rank(encoded, self.prompts, candidates[::-1], keep)
-            yield self.same(f"ranking {keep} candidates, their order does not matter", together, backwards)
+        # Only where all are kept: which of those with the same first token are dropped may follow the list.
+        backwards = self.model.rank(encoded, self.prompts, candidates[::-1], len(candidates))
+        yield self.same("ranking: the candidates' order does not matter", together, backwards)
 
     def odd(self) -> Iterator[Finding]:
         """Every kind of image is read, and read as RGB."""

@@ -31,15 +31,13 @@ from .generation import (
     pad,
     position_limit,
 )
-from .pixels import square, to_rgb
+from .matching import MAX_CAPTION_TOKENS, read_captions, unit
+from .pixels import patches, square, to_rgb
 from .rows import Rows, own
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
-
-_MAX_CAPTION_TOKENS = 35
-"""LAVIS blip2.py: texts of a retrieval task are cut there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,7 @@ class Blip2:
         """Return adapter, loading and image size; retrieval adds where captions are cut."""
         settings = {"adapter": "blip2", **self._loading.identity(), "image_size": task.image_size}
         if task.kind == "retrieve":
-            settings |= {"max_caption_tokens": _MAX_CAPTION_TOKENS}
+            settings |= {"max_caption_tokens": MAX_CAPTION_TOKENS}
         return settings
 
     def files(self, task: Task) -> Mapping[str, Path]:
@@ -186,16 +184,10 @@ class _Half:
         import torch
 
         model = self.model
-        pixels_I3SS = torch.stack(list(pixels)).to(model.device)
-        trained = model.config.vision_config.image_size
+        patches_IND = patches(model, pixels)
+        if not hasattr(model, "language_model"):
+            return list(patches_IND)
         with torch.inference_mode():
-            patches_IND = model.vision_model(
-                pixel_values=pixels_I3SS,
-                interpolate_pos_encoding=pixels_I3SS.shape[-1] != trained,
-                return_dict=True,
-            ).last_hidden_state
-            if not hasattr(model, "language_model"):
-                return list(patches_IND)
             queries_IQD = self._queries(patches_IND).to(patches_IND.dtype)
             return list(model.language_projection(queries_IQD))
 
@@ -229,7 +221,7 @@ class _Half:
         with torch.inference_mode():
             queries_IQD = self._queries(torch.stack(list(features)))
             projected_IQD = self.model.vision_projection(queries_IQD.to(self.model.vision_projection.weight.dtype))
-            return _unit(projected_IQD)
+            return unit(projected_IQD)
 
     def embed_texts(self, texts: Sequence[str], batch: int) -> Json:
         """Return the vectors (T, D) of the texts' class tokens, normalised."""
@@ -239,13 +231,13 @@ class _Half:
         model = self.model
         vectors = []
         for start in range(0, len(texts), batch):
-            ids_TL, mask_TL = self._captions(texts[start : start + batch])
+            ids_TL, mask_TL = read_captions(self.tokenizer, texts[start : start + batch], model.device)
             with torch.inference_mode():
                 hidden_TLD = model.qformer(
                     query_embeds=model.embeddings(input_ids=ids_TL), query_length=0, attention_mask=mask_TL
                 ).last_hidden_state
                 weight = model.text_projection.weight
-                vectors.append(_unit(model.text_projection(hidden_TLD[:, 0].to(weight.dtype))))
+                vectors.append(unit(model.text_projection(hidden_TLD[:, 0].to(weight.dtype))))
         return np.concatenate(vectors)
 
     def match(self, features: Sequence[torch.Tensor], texts: Sequence[str], batch: int) -> list[float]:
@@ -255,7 +247,7 @@ class _Half:
         model = self.model
         scores: list[float] = []
         for start in range(0, len(texts), batch):
-            ids_BL, text_mask_BL = self._captions(texts[start : start + batch])
+            ids_BL, text_mask_BL = read_captions(self.tokenizer, texts[start : start + batch], model.device)
             patches_BND = torch.stack(list(features[start : start + batch]))
             with torch.inference_mode():
                 queries_BQD = model.query_tokens.expand(len(ids_BL), -1, -1)
@@ -283,21 +275,3 @@ class _Half:
             return_dict=True,
         ).last_hidden_state
         return hidden_IQD
-
-    def _captions(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ids and mask (T, L) of captions, padded on the right."""
-        encoded = self.tokenizer(
-            list(texts),
-            padding=True,
-            truncation=True,
-            max_length=_MAX_CAPTION_TOKENS,
-            return_tensors="pt",
-        ).to(self.model.device)
-        return encoded["input_ids"], encoded["attention_mask"]
-
-
-def _unit(vectors: torch.Tensor) -> Json:
-    """Return the vectors with length 1, as float32 numpy."""
-    import torch
-
-    return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()

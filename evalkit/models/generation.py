@@ -30,18 +30,22 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-def forget_decoding(model: Any) -> None:
+def forget_decoding(model: Any, end: int | None = None) -> None:
     """Remove the decoding settings that came with the checkpoint, keeping its special tokens.
 
     `generate` takes whatever a call leaves open from there: Qwen2-VL's files set sampling and a repetition penalty,
     others a `max_length`. Here `Decoding` is the only place that says how text is generated.
+
+    Args:
+        model: The part that generates.
+        end: The token that ends a text, where the checkpoint's own settings do not say it.
     """
     from transformers import GenerationConfig
 
     own = model.generation_config
     model.generation_config = GenerationConfig(
         bos_token_id=own.bos_token_id,
-        eos_token_id=own.eos_token_id,
+        eos_token_id=own.eos_token_id if end is None else end,
         pad_token_id=own.pad_token_id,
         decoder_start_token_id=own.decoder_start_token_id,
     )

@@ -8,6 +8,7 @@ they are scaled to eight bits instead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,3 +57,21 @@ def square(processor: Any, image: Image, size: int | None) -> torch.Tensor:
     pixels = processor(images=[image], return_tensors="pt", input_data_format="channels_last", **sides)
     values: torch.Tensor = pixels["pixel_values"][0]
     return values
+
+
+def patches(model: Any, pixels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return what the ViT of a BLIP model sees, (I, N, D); at another size its positions are interpolated.
+
+    Args:
+        model: A model with `vision_model`.
+        pixels: One (3, S, S) per image.
+    """
+    import torch
+
+    pixels_I3SS = torch.stack(list(pixels)).to(model.device)
+    trained = model.config.vision_config.image_size
+    with torch.inference_mode():
+        seen: torch.Tensor = model.vision_model(
+            pixel_values=pixels_I3SS, interpolate_pos_encoding=pixels_I3SS.shape[-1] != trained, return_dict=True
+        ).last_hidden_state
+    return seen

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from evalkit.contracts import Finding, check_model
+from evalkit.models.blip import Blip
 from evalkit.models.blip2 import Blip2
 from evalkit.models.fake import Fake
 from evalkit.types import Decoding, Encoded, Model, Prompt, Task
@@ -27,7 +28,26 @@ def blip2_matching(folder: Path) -> Model:
     return Blip2(checkpoint=str(tiny.blip2_matching(folder)), generate=None, retrieve=".")
 
 
-ADAPTERS: tuple[Callable[[Path], Model], ...] = (blip2_opt, blip2_flant5, blip2_matching)
+def blip_vqa(folder: Path) -> Model:
+    return Blip(checkpoint=str(tiny.blip(folder, "vqa")), head="vqa", encoder_token=5, label_smoothing=0.1)
+
+
+def blip_caption(folder: Path) -> Model:
+    return Blip(checkpoint=str(tiny.blip(folder, "caption")), head="caption")
+
+
+def blip_retrieve(folder: Path) -> Model:
+    return Blip(checkpoint=str(tiny.blip(folder, "retrieve")), head="retrieve", encoder_token=5)
+
+
+ADAPTERS: tuple[Callable[[Path], Model], ...] = (
+    blip2_opt,
+    blip2_flant5,
+    blip2_matching,
+    blip_vqa,
+    blip_caption,
+    blip_retrieve,
+)
 
 
 @pytest.mark.parametrize("build", ADAPTERS, ids=lambda build: build.__name__)

@@ -17,7 +17,12 @@ from transformers import (
     Blip2ForConditionalGeneration,
     Blip2ForImageTextRetrieval,
     Blip2Processor,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
     BlipImageProcessor,
+    BlipProcessor,
     PreTrainedTokenizerFast,
 )
 
@@ -148,6 +153,46 @@ def blip2_matching(folder: Path, image_size: int = 28) -> Path:
     )
     scatter(Blip2ForImageTextRetrieval(config)).save_pretrained(folder)
     Blip2Processor(square_processor(image_size), words, num_query_tokens=4).save_pretrained(folder)
+    return folder
+
+
+_BLIP_HEADS = {
+    "vqa": BlipForQuestionAnswering,
+    "caption": BlipForConditionalGeneration,
+    "retrieve": BlipForImageTextRetrieval,
+}
+
+
+def blip(folder: Path, head: str) -> Path:
+    """A BLIP with one of its three heads, and its processor. [DEC] and [ENC] are ids 4 and 5."""
+    words = tokenizer("<s> $A </s>", extra=["[DEC]", "[ENC]"])
+    config = BlipConfig(
+        vision_config=_VISION,
+        text_config={
+            "vocab_size": len(words),
+            "hidden_size": 32,
+            "encoder_hidden_size": 32,
+            "intermediate_size": 48,
+            "projection_dim": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 512,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "bos_token_id": 4,
+            "eos_token_id": 6,
+            "pad_token_id": 0,
+            "sep_token_id": 2,
+        },
+        projection_dim=16,
+        image_text_hidden_size=16,
+    )
+    seed, spread = {"vqa": (7, 0.35), "caption": (6, 0.6), "retrieve": (0, 0.35)}[head]
+    model = scatter(_BLIP_HEADS[head](config), seed, spread)
+    if head != "retrieve":
+        end_sooner(model.text_decoder, factor=4.0 if head == "vqa" else 2.0)
+    model.save_pretrained(folder)
+    BlipProcessor(square_processor(28), words).save_pretrained(folder)
     return folder
 
 
