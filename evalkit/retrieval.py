@@ -19,6 +19,8 @@ import os
 import tempfile
 import threading
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -365,5 +367,5 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ResultsError(f"cannot read {path}: {error}; remove it and start again, it is made anew") from error
