@@ -9,7 +9,8 @@ The official formats are lists of records, {id_key: id, answer_key: answer} by `
     retrieval               [{"image_id": 391895, "pairs": [[text id, itc, itm or null], ...]}]
 
 as one JSON list or one record a line, gzipped or not; LLaVA's answer lines ({"question_id", "text"}) are read too.
-What is read goes the way of our own predictions, so the task's extraction applies to it (see `extraction`).
+What is read goes the way of our own predictions, so the task's extraction applies to it; a box is first written down
+in the form that this extraction reads.
 """
 
 from __future__ import annotations
@@ -26,16 +27,11 @@ from evalkit.errors import IncompleteError, ResultsError
 from evalkit.extract import extract
 from evalkit.images import image_key
 from evalkit.manifest import write_atomically
-from evalkit.types import Dataset, Json, Prediction, ResultFormat, Task
+from evalkit.types import Dataset, Json, Prediction, ResultFormat, Sample, Task
 
 _ID_KEYS = ("question_id", "questionId", "image_id", "sent_id", "sample_id")
 _ANSWER_KEYS = ("answer", "prediction", "caption", "text", "output", "bbox", "pairs")
 _NAMED = 5
-
-
-def extraction(task: Task) -> str:
-    """Return the extraction that suits a result file: the task's own, but boxes stand in it in pixels."""
-    return "box_pixels" if task.kind == "ground" else task.extract
 
 
 def read_predictions(path: Path, task: Task, dataset: Dataset, *, allow_partial: bool = False) -> dict[str, Prediction]:
@@ -48,7 +44,7 @@ def read_predictions(path: Path, task: Task, dataset: Dataset, *, allow_partial:
         allow_partial: Let ids be missing; they are then not scored.
 
     Returns:
-        Predictions by sample id, in the dataset's order. A box is written out for `extract=box_pixels`.
+        Predictions by sample id, in the dataset's order.
 
     Raises:
         ResultsError: The file is not such a list, or its ids or answers are wrong; the records are named.
@@ -57,7 +53,7 @@ def read_predictions(path: Path, task: Task, dataset: Dataset, *, allow_partial:
     if not records:
         raise ResultsError(f"{path} holds no record")
     id_key, answer_key = _keys(records[0], task, path)
-    known = {sample.id for sample in dataset.samples}
+    known = {sample.id: sample for sample in dataset.samples}
     texts = {text.id for text in dataset.texts}
     found: dict[str, Prediction] = {}
     unknown: list[str] = []
@@ -72,7 +68,9 @@ def read_predictions(path: Path, task: Task, dataset: Dataset, *, allow_partial:
             twice.append(identity)
         if identity not in known:
             unknown.append(identity)
-        found[identity] = _prediction(identity, record[answer_key], task, texts, f"{where} (id {identity})")
+            continue
+        where = f"{where} (id {identity})"
+        found[identity] = _prediction(known[identity], record[answer_key], task, texts, where)
     missing = [sample.id for sample in dataset.samples if sample.id not in found]
     problems = [
         f"{len(ids):,} {what}: {', '.join(ids[:_NAMED])}{' ...' if len(ids) > _NAMED else ''}"
@@ -193,32 +191,32 @@ def _identity(value: Any, known: Iterable[str], where: str) -> str:
     return identity
 
 
-def _prediction(identity: str, answer: Any, task: Task, texts: set[str], where: str) -> Prediction:
+def _prediction(sample: Sample, answer: Any, task: Task, texts: set[str], where: str) -> Prediction:
     if task.kind == "retrieve":
-        return Prediction(sample_id=identity, output=None, pairs=_pairs(answer, texts, where))
+        return Prediction(sample_id=sample.id, output=None, pairs=_pairs(answer, texts, where))
     if task.kind == "ground":
-        return Prediction(sample_id=identity, output=_box(answer, where))
+        return Prediction(sample_id=sample.id, output=_box(answer, task, sample, where))
     if not isinstance(answer, str):
         raise ResultsError(f"{where}: an answer should be a text, but is {answer!r}; leave out what was not answered")
-    return Prediction(sample_id=identity, output=answer)
+    return Prediction(sample_id=sample.id, output=answer)
 
 
-def _box(answer: Any, where: str) -> str:
+_GRIDS = {"box_0_1": 1, "box_999": 999, "box_1000": 1000}
+"""How far a corner at the image's edge is on the grid that an extraction reads."""
+
+
+def _box(answer: Any, task: Task, sample: Sample, where: str) -> str:
+    """Return pixels as the text in which the task's extraction finds them again."""
     if answer is None:
         return ""
     if not isinstance(answer, list) or len(answer) != 4 or not all(_is_number(value) for value in answer):
         raise ResultsError(f"{where}: a box should be [x1, y1, x2, y2] in pixels, or null, but is {answer!r}")
-    return f"[{', '.join(_plain(value) for value in answer)}]"
-
-
-def _plain(value: float) -> str:
-    """Return a number without an exponent; `repr` is exact wherever it has none.
-
-    >>> _plain(12.5), _plain(1e-7), _plain(640)
-    ('12.5', '0.000000100000000000', '640.0')
-    """
-    text = repr(float(value))
-    return f"{value:.18f}" if "e" in text else text
+    grid = _GRIDS.get(task.extract)
+    if grid is not None:
+        width, height = float(sample.fields["width"]), float(sample.fields["height"])
+        answer = [value * grid / side for value, side in zip(answer, (width, height) * 2, strict=True)]
+    x1, y1, x2, y2 = (f"{value:.17f}" for value in answer)
+    return f"({x1},{y1}),({x2},{y2})"
 
 
 def _pairs(answer: Any, texts: set[str], where: str) -> tuple[tuple[str, float, float | None], ...]:
