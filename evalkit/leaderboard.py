@@ -29,6 +29,12 @@ _MEANING = {
 }
 
 
+_COLUMNS = frozenset(
+    {"stamps", "scores", "intervals", "unavailable", "primary", "variant", "extract"}
+    | {"n", "missing", "failed", "num_images"}
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A scored run."""
@@ -52,6 +58,8 @@ def collect(out: Path) -> list[Entry]:
             when = path.stat().st_mtime
         except (OSError, ValueError) as error:
             raise ResultsError(f"cannot read {path}: {error}; score the run again to replace it") from error
+        if not isinstance(scores, dict) or not _COLUMNS <= scores.keys():
+            raise ResultsError(f"{path} is not the scores of a run; score the run again to replace it")
         facts = manifest.read(path.parent)
         entries.append(
             Entry(

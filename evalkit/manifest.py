@@ -141,12 +141,20 @@ def read(run: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise ResultsError(f"cannot read {path}: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format", 0) > FORMAT:
+    if not isinstance(manifest, dict):
+        raise ResultsError(f"{path} is not the manifest of a run: it holds no object; {_MENDED}")
+    version = manifest.get("format")
+    if not isinstance(version, int) or version > FORMAT:
         raise ResultsError(
-            f"{path} has format {manifest.get('format') if isinstance(manifest, dict) else '?'}; this evalkit "
-            f"({__version__}) reads up to {FORMAT}: update evalkit to score it"
+            f"{path} has format {version}; this evalkit ({__version__}) reads up to {FORMAT}: update evalkit to score it"
         )
+    absent = [key for key in ("spec", "task", "data", "identity", "limit") if key not in manifest]
+    if absent:
+        raise ResultsError(f"{path} is not the manifest of a run: it has no {absent[0]!r}; {_MENDED}")
     return manifest
+
+
+_MENDED = "remove it, and the command that made the run writes it anew"
 
 
 def environment(argv: Sequence[str]) -> dict[str, Json]:

@@ -135,9 +135,9 @@ def _score_run(folder: Path, asked: RunConfig, given: set[str]) -> dict[str, Jso
             "k": facts["identity"].get("k"),
         },
     )
-    if not given.isdisjoint({"task", "limit", "prompt", "decoding", "suite"}):
+    if fixed := sorted(given - _SCORING):
         raise ConfigError(
-            "a run folder knows its task, prompts and limit; to score it again give extract=, metrics.* ..."
+            f"{fixed[0]}= is settled for a run that is stored; to score it again give {'=, '.join(sorted(_SCORING))}="
         )
     where = asked.data if "data" in given else DataConfig(
         kind=data["kind"], root=data["root"], check=data["check"], slots=data["slots"]
@@ -151,6 +151,10 @@ def _score_run(folder: Path, asked: RunConfig, given: set[str]) -> dict[str, Jso
     result = _scored(task, dataset, log.read_log(folder / "predictions").predictions, asked)
     score.write(folder, result)
     return result
+
+
+_SCORING = {"extract", "metric_variant", "metrics", "data", "allow_partial", "max_failed"}
+"""Keys that mean something when a stored run is scored again; any other would be ignored."""
 
 
 def _scored(task: Task, dataset: Dataset, predictions: Mapping[str, Prediction], asked: RunConfig) -> dict[str, Json]:
