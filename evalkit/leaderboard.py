@@ -58,7 +58,7 @@ def collect(out: Path) -> list[Entry]:
             when = path.stat().st_mtime
         except (OSError, ValueError) as error:
             raise ResultsError(f"cannot read {path}: {error}; score the run again to replace it") from error
-        if not isinstance(scores, dict) or not _COLUMNS <= scores.keys():
+        if not isinstance(scores, dict) or not scores.keys() >= _COLUMNS:
             raise ResultsError(f"{path} is not the scores of a run; score the run again to replace it")
         facts = manifest.read(path.parent)
         entries.append(

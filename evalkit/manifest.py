@@ -146,7 +146,8 @@ def read(run: Path) -> dict[str, Any]:
     version = manifest.get("format")
     if not isinstance(version, int) or version > FORMAT:
         raise ResultsError(
-            f"{path} has format {version}; this evalkit ({__version__}) reads up to {FORMAT}: update evalkit to score it"
+            f"{path} has format {version}; this evalkit ({__version__}) reads up to {FORMAT}: "
+            "update evalkit to score it"
         )
     absent = [key for key in ("spec", "task", "data", "identity", "limit") if key not in manifest]
     if absent:
