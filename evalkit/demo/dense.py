@@ -1,4 +1,9 @@
-"""What a patch of a picture shows: the targets that teach the vision tower to see before it learns to speak."""
+"""What is to be seen where: targets that teach the vision tower, per patch, and the Q-Former, per query token.
+
+The tower learns to see before it learns to speak, the Q-Former while it does: the first nine query tokens stand for
+the cells of the loose grid that things lie on, the other seven for the letters of the sign. The heads that are taught
+this way are thrown away; what stays is that each query token has something to tell.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +19,11 @@ from torch.nn import functional as F
 from evalkit.demo.draw import paint
 from evalkit.demo.network import PATCH, WIDTH
 from evalkit.demo.scenes import BACKGROUNDS, COLORS, SIDE, SIZES, Scene
-from evalkit.demo.shapes import SHAPES
+from evalkit.demo.shapes import SHAPES, SUB
 
 _GRID = SIDE // PATCH
+CELLS, LETTERS = 9, 7
+"""Query tokens that stand for cells and for letters; together all of them."""
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -32,6 +39,14 @@ class Seen:
     letters: NDArray[np.int64]
     """The characters over the left and the right half of the patch; 0 is none."""
     background: NDArray[np.int64]
+    cell_shape: NDArray[np.int64]
+    """Per cell (B, 9) the thing that lies there."""
+    cell_color: NDArray[np.int64]
+    cell_size: NDArray[np.int64]
+    cell_box: NDArray[np.float32]
+    """(B, 9, 4), as shares of the side."""
+    text: NDArray[np.int64]
+    """The sign's characters (B, 7); 0 is none."""
 
 
 def _owners(owner: NDArray[np.int8], number: int) -> NDArray[np.int64]:
@@ -72,6 +87,17 @@ def look(scenes: Sequence[Scene]) -> Seen:
         columns["box"].append(((box[owners] - middle) / 16).astype(np.float32))
         columns["letters"].append(_letters(scene))
         columns["background"].append(np.array(BACKGROUNDS.index(scene.background)))
+        held = np.full(CELLS, -1)
+        for thing in scene.things:
+            held[3 * (3 * thing.y // (SIDE * SUB)) + 3 * thing.x // (SIDE * SUB)] = thing.index
+        columns["cell_shape"].append(shape[held])
+        columns["cell_color"].append(color[held])
+        columns["cell_size"].append(size[held])
+        columns["cell_box"].append((box[held] / SIDE).astype(np.float32))
+        said = scene.sign.text if scene.sign else ""
+        columns["text"].append(
+            np.array([1 + CHARACTERS.index(said[i]) if i < len(said) else 0 for i in range(LETTERS)])
+        )
     return Seen(**{name: np.stack(values) for name, values in columns.items()})
 
 
@@ -105,4 +131,33 @@ class Teacher(nn.Module):
         loss = loss + F.cross_entropy(background, want["background"])
         letters = text_target > 0
         scores["letters"] = 100 * (text.argmax(-1) == text_target)[letters].float().mean().item()
+        return loss, scores
+
+
+class SlotTeacher(nn.Module):
+    """A throw-away linear head on the query tokens, and its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = (2, len(SHAPES), len(COLORS), len(SIZES), 4)
+        self.head = nn.Linear(WIDTH, sum(self.parts))
+        self.head_text = nn.Linear(WIDTH, len(CHARACTERS) + 1)
+
+    def forward(self, read_BQD: Tensor, targets: Seen) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss, and how many cells' colours and shapes and how many letters are told right (percent)."""
+        there, shape, color, size, box = self.head(read_BQD[:, :CELLS]).float().split(self.parts, dim=-1)
+        text = self.head_text(read_BQD[:, CELLS:]).float().flatten(0, 1)
+        want_shape, want_color = torch.from_numpy(targets.cell_shape), torch.from_numpy(targets.cell_color)
+        want_text = torch.from_numpy(targets.text).flatten()
+        occupied = want_shape >= 0
+        loss = F.cross_entropy(there.flatten(0, 1), occupied.long().flatten())
+        for logits, want in ((shape, want_shape), (color, want_color), (size, torch.from_numpy(targets.cell_size))):
+            loss = loss + F.cross_entropy(logits.flatten(0, 1), want.flatten())
+        loss = loss + 20 * (box - torch.from_numpy(targets.cell_box)).abs()[occupied].mean()
+        loss = loss + 2 * F.cross_entropy(text, want_text)
+        scores = {
+            "shape": 100 * (shape.argmax(-1) == want_shape)[occupied].float().mean().item(),
+            "color": 100 * (color.argmax(-1) == want_color)[occupied].float().mean().item(),
+            "text": 100 * (text.argmax(-1) == want_text)[want_text > 0].float().mean().item(),
+        }
         return loss, scores

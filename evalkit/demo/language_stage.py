@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evalkit.demo.dense import Teacher, look
+from evalkit.demo.dense import SlotTeacher, Teacher, look
 from evalkit.demo.lessons import Lesson, lessons, pack, training_scene
 from evalkit.demo.network import Trainer, make_config, pixel_values, start_weights, use_float_attention
 from evalkit.demo.vision_stage import SAVE_EVERY, Say, keep
@@ -21,7 +21,7 @@ BATCH = 64
 FIRST_SEED = 10_000_000
 CHECK_SEED = 40_000_000
 """Scenes on which progress is measured; neither trained on nor part of the written-out world."""
-_DENSE_SHARE = 0.2
+_DENSE_SHARE, _SLOT_SHARE = 0.2, 0.3
 _AVERAGE = 0.98
 
 
@@ -49,17 +49,21 @@ def blank_model(tokenizer: Any) -> Any:
 
 
 class Pupil(nn.Module):
-    """The generation half with the vision tower's teacher beside it."""
+    """The generation half with the teachers of its vision tower and its Q-Former beside it."""
 
     def __init__(self, model: Any, teacher: Teacher):
         super().__init__()
-        self.model, self.teacher = model, teacher
+        self.model, self.teacher, self.slots = model, teacher, SlotTeacher()
 
-    def answers(self, seen_BND: Tensor, packed: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def read(self, pixels: Any) -> tuple[Tensor, Tensor]:
+        """Return what the vision tower (B, N, D) and then the Q-Former (B, Q, D) make of uint8 pixels."""
+        seen_BND = self.model.vision_model(pixel_values(torch.from_numpy(pixels))).last_hidden_state
+        queries_BQD = self.model.query_tokens.expand(len(seen_BND), -1, -1)
+        return seen_BND, self.model.qformer(query_embeds=queries_BQD, encoder_hidden_states=seen_BND).last_hidden_state
+
+    def answers(self, read_BQD: Tensor, packed: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (A, V), targets (A,) and weights (A,) of all answer tokens."""
         model = self.model
-        queries_BQD = model.query_tokens.expand(len(seen_BND), -1, -1)
-        read_BQD = model.qformer(query_embeds=queries_BQD, encoder_hidden_states=seen_BND).last_hidden_state
         prefix_BQD = model.language_projection(read_BQD)
         words_BLD = model.language_model.get_input_embeddings()(packed.ids_BL)
         hidden_BTD = model.language_model.model.decoder(
@@ -81,8 +85,7 @@ def progress(pupil: Pupil, tokenizer: Any, scenes: int = 128) -> dict[str, float
             drawn = [training_scene(CHECK_SEED + first + i) for i in range(BATCH)]
             asked: list[list[Lesson]] = [lessons(scene) for scene in drawn]
             packed = pack(asked, tokenizer)
-            seen_BND = pupil.model.vision_model(pixel_values(torch.from_numpy(look(drawn).pixels))).last_hidden_state
-            logits, targets, _ = pupil.answers(seen_BND, packed)
+            logits, targets, _ = pupil.answers(pupil.read(look(drawn).pixels)[1], packed)
             hits = iter((logits.argmax(-1) == targets).tolist())
             for lesson in (lesson for row in asked for lesson in row):
                 length = len(tokenizer(lesson.answer, add_special_tokens=False)["input_ids"]) + 1
@@ -120,6 +123,7 @@ def train_language(folder: Path, steps: int, say: Say, *, seed: int = 2, stop_at
         state = torch.load(path, weights_only=True)
         pupil.model.load_state_dict(state["model"])
         pupil.teacher.load_state_dict(state["teacher"])
+        pupil.slots.load_state_dict(state["slots"])
         trainer.restore(state["trainer"])
         average, seconds = state["average"], state["cpu_seconds"]
     began = time.process_time() - seconds
@@ -129,23 +133,26 @@ def train_language(folder: Path, steps: int, say: Say, *, seed: int = 2, stop_at
         packed = pack([lessons(scene) for scene in drawn], tokenizer)
         seen = look(drawn)
         with torch.autocast("cpu", torch.bfloat16):
-            seen_BND = pupil.model.vision_model(pixel_values(torch.from_numpy(seen.pixels))).last_hidden_state
-            logits, targets, weights = pupil.answers(seen_BND, packed)
+            seen_BND, read_BQD = pupil.read(seen.pixels)
+            logits, targets, weights = pupil.answers(read_BQD, packed)
         dense_loss, _ = pupil.teacher(seen_BND.float(), seen)
+        slot_loss, told = pupil.slots(read_BQD.float(), seen)
         loss = (F.cross_entropy(logits.float(), targets, reduction="none") * weights).sum() / weights.sum()
-        trainer.step(loss + _DENSE_SHARE * dense_loss)
+        trainer.step(loss + _DENSE_SHARE * dense_loss + _SLOT_SHARE * slot_loss)
         with torch.no_grad():
             for name, value in pupil.model.state_dict().items():
                 average[name].lerp_(value, 1 - _AVERAGE)
         number = trainer.step_number
         if number % 25 == 0:
-            say(f"language {number}/{steps}  loss {loss.item():.3f}  dense {dense_loss.item():.3f}")
+            line = "  ".join(f"{name} {value:.1f}" for name, value in told.items())
+            say(f"language {number}/{steps}  loss {loss.item():.3f}  dense {dense_loss.item():.3f}  {line}")
         if number % SAVE_EVERY == 0 or number == steps:
             scores = progress(pupil, tokenizer)
             say(f"language {number}/{steps}  " + "  ".join(f"{task} {score:.1f}" for task, score in scores.items()))
             state = {
                 "model": pupil.model.state_dict(),
                 "teacher": pupil.teacher.state_dict(),
+                "slots": pupil.slots.state_dict(),
                 "trainer": trainer.state(),
                 "average": average,
                 "cpu_seconds": time.process_time() - began,
