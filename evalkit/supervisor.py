@@ -153,9 +153,9 @@ class Supervisor:
     def _bury(self, worker: _Process) -> int:
         """Wait for a killed worker, close its pipes, and return its exit code."""
         code = worker.process.wait()
-        if worker.stdout in self._selector.get_map():
+        if not worker.stdout.closed:
             self._selector.unregister(worker.stdout)
-        worker.stdout.close()
+            worker.stdout.close()
         with contextlib.suppress(BrokenPipeError):  # what was still to be written has no reader any more
             worker.stdin.close()
         return code
