@@ -11,9 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
+from evalkit.errors import MetricError
 from evalkit.extract import box_999
+from evalkit.metrics import ptb
+from evalkit.metrics.caption import _Official, caption_scores
 from evalkit.metrics.gqa import gqa_scores
 from evalkit.metrics.grounding import iou
+from evalkit.metrics.java import find_java
 from evalkit.metrics.mme import mme_label, mme_scores, mme_task
 from evalkit.metrics.retrieval import Pair, ranked_candidates, recall_at_k
 from evalkit.metrics.text import anls, relaxed_accuracy
@@ -38,9 +44,9 @@ DESCRIBING = frozenset({"metric", "origin", "notes"})
 @dataclass(frozen=True)
 class GoldenFile:
     blocks: Mapping[str, Check]
-    """By dotted key."""
+    """By dotted key; a name after a space means: only what the block says about that metric."""
     inputs: frozenset[str] = frozenset()
-    """Other top-level keys: what the blocks are computed from."""
+    """Other keys: what the blocks are computed from."""
     expectations: frozenset[str] = field(
         default_factory=lambda: frozenset({"expected", "legacy_lavis_qwen", "qwen_vl", "expected_label"})
     )
@@ -429,6 +435,102 @@ def _mme_parse(doc: Doc) -> Iterator[str]:
         yield from differences(repr(case["prediction"]), mme_label(case["prediction"]), case["expected_label"])
 
 
+# Captions
+
+_BY_HAND = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr")
+"""What needs no Java."""
+
+
+def _no_java() -> str | None:
+    try:
+        find_java(None)
+    except MetricError as error:
+        return str(error)
+    return None
+
+
+def _same_tokens(captions: Sequence[str], expected: Sequence[str], context: ptb.Context) -> Iterator[str]:
+    """Compare the tokens that `caption_scores` uses; those outside the guard of its own tokenizer may need Java."""
+    actual = _Official(MetricSettings()).tokens(captions, context)
+    missed = 0
+    for caption, one, other in zip(captions, actual, expected, strict=True):
+        if one != other and _no_java() and not ptb.guarded(caption):
+            missed += 1
+        elif one != other:
+            yield f"{caption!r}: {one!r}, expected {other!r}"
+    if missed:
+        pytest.skip(f"{missed} captions are outside the tokenizer's guard, and there is no Java: {_no_java()}")
+
+
+def _tokenized(doc: Doc) -> Iterator[str]:
+    """As the official wrapper does it: all references are the lines of one file, all hypotheses of another."""
+    by_id = {each["image_id"]: each for each in doc["tokenized"]}
+    images = [(image, by_id[image["image_id"]]) for image in doc["images"]]
+    yield from _same_tokens(
+        [text for image, _ in images for text in image["references"]],
+        [text for _, tokens in images for text in tokens["references"]],
+        "file",
+    )
+    hypotheses = [image["hypothesis"] for image, _ in images]
+    yield from _same_tokens(hypotheses, [tokens["hypothesis"] for _, tokens in images], "file")
+
+
+def _tokenizer_cases(doc: Doc) -> Iterator[str]:
+    cases = doc["tokenizer_cases"]
+    yield from _same_tokens([case["raw"] for case in cases], [case["tokenized"] for case in cases], "isolated")
+
+
+def _images(doc: Doc, ids: Iterable[int] | None = None) -> list[Doc]:
+    wanted = None if ids is None else set(ids)
+    return [image for image in doc["images"] if wanted is None or image["image_id"] in wanted]
+
+
+def _caption_scores(images: Sequence[Doc], metrics: Sequence[str]) -> Scores:
+    if "METEOR" in metrics and (reason := _no_java()):
+        pytest.skip(f"METEOR is Java: {reason}")
+    return caption_scores(
+        {image["image_id"]: image["hypothesis"] for image in images},
+        {image["image_id"]: image["references"] for image in images},
+        metrics=metrics,
+    )
+
+
+def _per_image(images: Sequence[Doc], metrics: Sequence[str]) -> Doc:
+    """Means as the set gives them; BLEU and METEOR, which are none, from each image alone."""
+    scores = _caption_scores(images, metrics)
+    values: Doc = {}
+    for place, image in enumerate(images):
+        alone = [name for name in metrics if name not in scores.per_sample]
+        row = dict(_caption_scores([image], alone).aggregate) if alone else {}
+        values[str(image["image_id"])] = row | {name: column[place] for name, column in scores.per_sample.items()}
+    return values
+
+
+def _captions(block: str, part: str, metrics: Sequence[str]) -> Check:
+    """Check `aggregate` or `per_image` of a block, as far as it is about these metrics."""
+
+    def check(doc: Doc) -> Iterator[str]:
+        found = doc[block]
+        images = _images(doc, found.get("image_ids") or ([found["image_id"]] if "image_id" in found else None))
+        if part == "aggregate":
+            actual: Doc = dict(_caption_scores(images, metrics).aggregate)
+            expected = {name: value for name, value in found[part].items() if _is_about(name, metrics)}
+        else:
+            actual = _per_image(images, metrics)
+            expected = {
+                key: {name: value for name, value in row.items() if _is_about(name, metrics)}
+                for key, row in found[part].items()
+            }
+        yield from differences(f"{block}.{part}", actual, expected, CAPTIONS, relative=True)
+
+    return check
+
+
+def _is_about(name: str, metrics: Sequence[str]) -> bool:
+    """Return whether a metric belongs to this block; one that no block knows belongs to those without Java."""
+    return name in metrics or (name != "METEOR" and metrics == _BY_HAND)
+
+
 # Shared
 
 
@@ -484,6 +586,21 @@ FILES: Mapping[str, GoldenFile] = {
         }
     ),
     "retrieval": GoldenFile(blocks={"sets": _retrieval_sets}),
+    "caption_small": GoldenFile(
+        inputs=frozenset({"images", "image_ids", "image_id"}),
+        expectations=frozenset({"references", "hypothesis", "tokenized", "aggregate", "per_image"}),
+        blocks={
+            "n": _count("n", lambda doc: len(doc["images"])),
+            "tokenized": _tokenized,
+            "tokenizer_cases": _tokenizer_cases,
+            **{
+                f"{block}.{part}{suffix}": _captions(block, part, metrics)
+                for block in ("expected", "subset_first_3", "single_image")
+                for part in ("aggregate", "per_image")
+                for suffix, metrics in (("", _BY_HAND), (" METEOR", ("METEOR",)))
+            },
+        },
+    ),
     "anls": GoldenFile(blocks={"n": _NUM_CASES, "cases": _anls_cases, "aggregate": _anls_aggregate}),
     "relaxed_accuracy": GoldenFile(
         blocks={

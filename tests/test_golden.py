@@ -40,10 +40,15 @@ def load(path: Path) -> Doc:
     return doc
 
 
+def keys_of(block: str) -> list[str]:
+    """Return the keys of a block; what stands after a space is the metric it is about."""
+    return block.partition(" ")[0].split(".")
+
+
 def at(doc: Doc, block: str) -> Any:
     """Return a block by its dotted key; KeyError where the file has no such block."""
     found: Any = doc
-    for key in block.split("."):
+    for key in keys_of(block):
         found = found[key]
     return found
 
@@ -63,11 +68,12 @@ def blocks(path: Path) -> list[str]:
         return ["unknown file"]
     doc = load(path)
     found = [block for block in golden.blocks if has(doc, block)]
-    claimed = {block.split(".")[0] for block in golden.blocks}
+    claimed = {keys_of(block)[0] for block in golden.blocks}
     found += [key for key in doc if key not in claimed | golden.inputs | DESCRIBING]
-    for parent in {block.split(".")[0] for block in golden.blocks if "." in block} & doc.keys():
-        listed = {block.split(".")[1] for block in golden.blocks if block.startswith(f"{parent}.")}
-        found += [f"{parent}.{key}" for key in doc[parent] if key not in listed]
+    dotted = [keys_of(block) for block in golden.blocks if "." in block]
+    for parent in {keys[0] for keys in dotted} & doc.keys():
+        listed = {keys[1] for keys in dotted if keys[0] == parent}
+        found += [f"{parent}.{key}" for key in doc[parent] if key not in listed | golden.inputs]
     return found or ["no block"]
 
 
@@ -85,9 +91,18 @@ def files() -> list[Path]:
     return sorted(path for path in FOLDER.iterdir() if path.is_file() and path.name != "README.md")
 
 
-@pytest.mark.parametrize(
-    ("path", "block"), [pytest.param(p, b, id=f"{p.name}-{b}") for p in files() for b in blocks(p)]
-)
+def parameters(paths: list[Path], slow: bool) -> list[Any]:
+    """Return a parameter set a block; those that need Java are marked, and slow where they run several times."""
+    found = []
+    for path in paths:
+        for block in blocks(path):
+            needs_java = " " in block or path.stem.startswith("spice")
+            marks = [pytest.mark.java, *([pytest.mark.slow] if slow else [])] if needs_java else []
+            found.append(pytest.param(path, block, id=f"{path.name}-{block}", marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("path", "block"), parameters(files(), slow=False))
 def test_every_case_equals_the_official_code(path: Path, block: str) -> None:
     found = mismatches(path, block)
     assert not found, f"{len(found)} differences, such as:\n" + "\n".join(found[:20])
@@ -102,7 +117,15 @@ def test_there_are_golden_files() -> None:
 
 def expectations(golden: GoldenFile, doc: Doc, block: str) -> Iterator[tuple[Any, ...]]:
     """Yield the paths of the single values that a block expects."""
-    root = tuple(block.split("."))
+    metrics = {each.partition(" ")[2] for each in golden.blocks if " " in each and keys_of(each) == keys_of(block)}
+    about = block.partition(" ")[2]
+    for path in all_expectations(golden, doc, block):
+        if about in path if about else not metrics & set(path):
+            yield path
+
+
+def all_expectations(golden: GoldenFile, doc: Doc, block: str) -> Iterator[tuple[Any, ...]]:
+    root = tuple(keys_of(block))
     value = at(doc, block)
     if isinstance(value, list) and value and isinstance(value[0], dict):  # cases
         for i, case in enumerate(value):
@@ -147,10 +170,7 @@ def with_one_changed(doc: Doc, path: tuple[Any, ...]) -> Doc:
     return changed
 
 
-OWN_BLOCKS = [(path, block) for path in sorted(OWN.glob("*.json")) for block in blocks(path)]
-
-
-@pytest.mark.parametrize(("path", "block"), [pytest.param(p, b, id=f"{p.name}-{b}") for p, b in OWN_BLOCKS])
+@pytest.mark.parametrize(("path", "block"), parameters(sorted(OWN.glob("*.json")), slow=True))
 def test_one_changed_expectation_is_noticed(path: Path, block: str, tmp_path: Path) -> None:
     golden = known(path)
     assert golden is not None
