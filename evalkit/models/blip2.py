@@ -21,18 +21,10 @@ from ..errors import ConfigError, UnsupportedError
 from ..types import Capability, Decoding, Encoded, Json, Prompt, Task
 from .abilities import sampling_with_beams, shortfall, single_row
 from .checkpoints import Checkpoint, Loading
-from .generation import (
-    Side,
-    check_length,
-    first_tokens,
-    forget_decoding,
-    generate_texts,
-    hide_padding,
-    pad,
-    position_limit,
-)
+from .generation import forget_decoding
 from .matching import MAX_CAPTION_TOKENS, read_captions, unit
 from .pixels import patches, square, to_rgb
+from .prefix import write_behind
 from .rows import Rows, own
 
 if TYPE_CHECKING:
@@ -195,24 +187,7 @@ class _Half:
         """Return the text that the language model writes after image and prompt."""
         import torch
 
-        lm = self.model.language_model
-        side: Side = "right" if lm.config.is_encoder_decoder else "left"
-        image_BQH = torch.stack(list(features))
-        num_queries = image_BQH.shape[1]
-        image_ids = [self.model.config.image_token_id or 0] * num_queries
-        text_ids = self.tokenizer([prompt.text for prompt in prompts])["input_ids"]
-        # Padding goes around image and text together, never between them: OPT counts its positions from the mask, but
-        # T5 measures distances, and a gap would move the question away from the image.
-        ids_BL, mask_BL = pad([image_ids + row for row in text_ids], side, lm.device)
-        check_length(position_limit(lm.config), ids_BL.shape[1], prompts, decoding)
-        embeds_BLH = lm.get_input_embeddings()(ids_BL)
-        embeds_BLH = embeds_BLH.masked_scatter(
-            first_tokens(mask_BL, num_queries)[:, :, None], image_BQH.to(embeds_BLH.dtype)
-        )
-        inputs = {"inputs_embeds": embeds_BLH, "attention_mask": mask_BL}
-        if side == "left":
-            inputs["input_ids"] = hide_padding(ids_BL, mask_BL)
-        return generate_texts(lm, self.tokenizer, inputs, prompts, decoding)
+        return write_behind(self.model, self.tokenizer, torch.stack(list(features)), prompts, decoding)
 
     def embed_images(self, features: Sequence[torch.Tensor]) -> Json:
         """Return the query vectors (I, Q, D) of the images, normalised."""

@@ -41,6 +41,8 @@ class Checkpoint:
     """The sub-folder that is the model."""
     code: bool = False
     """Whether its Python files may be run (and so belong to it)."""
+    folders: tuple[str, ...] = ()
+    """Sub-folders that belong to it, such as a second tokenizer."""
 
     @cached_property
     def folder(self) -> Path:
@@ -58,9 +60,14 @@ class Checkpoint:
     @property
     def files(self) -> dict[str, Path]:
         """The files that make up the model, by name: weights, configuration, tokenizer, processor."""
-        patterns = (*_READ, _CODE) if self.code else _READ
-        found = {path.name: path for pattern in patterns for path in self.folder.glob(pattern) if path.is_file()}
         weights = _weight_names(self.folder)
+        found = {
+            path.relative_to(self.folder).as_posix(): path
+            for folder in (self.folder, *(self.folder / name for name in self.folders))
+            for pattern in self._patterns()
+            for path in folder.glob(pattern)
+            if path.is_file()
+        }
         return {name: found[name] for name in sorted(found) if name in weights or not name.endswith(".safetensors")}
 
     @cached_property
@@ -124,8 +131,8 @@ class Checkpoint:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-        prefix = "" if self.part == "." else f"{self.part}/"
-        patterns = [prefix + pattern for pattern in ((*_READ, _CODE) if self.code else _READ)]
+        folders = [Path(self.part), *(Path(self.part) / name for name in self.folders)]
+        patterns = [(folder / pattern).as_posix() for folder in folders for pattern in self._patterns()]
         try:
             return Path(snapshot_download(self.name, revision=self.revision, allow_patterns=patterns))
         except LocalEntryNotFoundError as error:
@@ -138,6 +145,9 @@ class Checkpoint:
                 f"the hub does not give checkpoint {self.name}{self._at()}: {error}. Check the name and the revision; "
                 "for a gated model accept its terms and run `hf auth login`"
             ) from error
+
+    def _patterns(self) -> tuple[str, ...]:
+        return (*_READ, _CODE) if self.code else _READ
 
     def _at(self) -> str:
         return f" (revision {self.revision})" if self.revision else ""
@@ -251,8 +261,13 @@ class Loading:
             model = model.to(self.resolved_device())
         return model.eval()
 
-    def load_tokenizer(self, checkpoint: Checkpoint, padding_side: str) -> Any:
+    def load_tokenizer(self, checkpoint: Checkpoint, padding_side: str, part: str = ".") -> Any:
         """Return the tokenizer, padding on this side and never truncating by itself.
+
+        Args:
+            checkpoint: Where it is.
+            padding_side: "left" or "right".
+            part: Its sub-folder.
 
         Raises:
             ModelError: The checkpoint has none.
@@ -260,14 +275,17 @@ class Loading:
         from transformers import AutoTokenizer
 
         quiet()
-        if not any((checkpoint.folder / name).is_file() for name in _TOKENIZER_FILES):
+        folder = checkpoint.folder / part
+        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            where = "" if part == "." else f" in its sub-folder {part}"
             raise ModelError(
-                f"checkpoint {checkpoint.name} has no tokenizer ({', '.join(_TOKENIZER_FILES)}): copy these files from "
+                f"checkpoint {checkpoint.name} has no tokenizer{where} "
+                f"({', '.join(_TOKENIZER_FILES)}): copy these files from "
                 "the model it was made from, or save it with `processor.save_pretrained(DIR)`"
             )
         try:
             tokenizer = AutoTokenizer.from_pretrained(
-                checkpoint.folder, local_files_only=True, trust_remote_code=self.trust_remote_code
+                folder, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"the tokenizer of checkpoint {checkpoint.name} cannot be read: {error}") from error

@@ -11,6 +11,7 @@ from evalkit.contracts import Finding, check_model
 from evalkit.models.blip import Blip
 from evalkit.models.blip2 import Blip2
 from evalkit.models.fake import Fake
+from evalkit.models.instructblip import InstructBlip
 from evalkit.types import Decoding, Encoded, Model, Prompt, Task
 
 from . import tiny
@@ -40,6 +41,14 @@ def blip_retrieve(folder: Path) -> Model:
     return Blip(checkpoint=str(tiny.blip(folder, "retrieve")), head="retrieve", encoder_token=5)
 
 
+def instructblip_flant5(folder: Path) -> Model:
+    return InstructBlip(checkpoint=str(tiny.instructblip(folder, "t5")))
+
+
+def instructblip_vicuna(folder: Path) -> Model:
+    return InstructBlip(checkpoint=str(tiny.instructblip(folder, "llama")))
+
+
 ADAPTERS: tuple[Callable[[Path], Model], ...] = (
     blip2_opt,
     blip2_flant5,
@@ -47,6 +56,8 @@ ADAPTERS: tuple[Callable[[Path], Model], ...] = (
     blip_vqa,
     blip_caption,
     blip_retrieve,
+    instructblip_flant5,
+    instructblip_vicuna,
 )
 
 

@@ -23,6 +23,9 @@ from transformers import (
     BlipForQuestionAnswering,
     BlipImageProcessor,
     BlipProcessor,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
     PreTrainedTokenizerFast,
 )
 
@@ -153,6 +156,38 @@ def blip2_matching(folder: Path, image_size: int = 28) -> Path:
     )
     scatter(Blip2ForImageTextRetrieval(config)).save_pretrained(folder)
     Blip2Processor(square_processor(image_size), words, num_query_tokens=4).save_pretrained(folder)
+    return folder
+
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def instructblip(folder: Path, language: str) -> Path:
+    """An `InstructBlipForConditionalGeneration` with T5 or Llama (Vicuna), and its processor with two tokenizers."""
+    words = tokenizer("$A </s>" if language == "t5" else "<s> $A", extra=["<image>"])
+    question_words = tokenizer("<s> $A </s>")
+    config = InstructBlipConfig(
+        vision_config=_VISION,
+        qformer_config={**_QFORMER, "vocab_size": len(question_words), "max_position_embeddings": 512},
+        text_config=dict(T5 if language == "t5" else LLAMA, vocab_size=len(words)),
+        num_query_tokens=4,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+    )
+    model = scatter(InstructBlipForConditionalGeneration(config), 0 if language == "t5" else 2, 0.5)
+    end_sooner(model.language_model)
+    model.save_pretrained(folder)
+    InstructBlipProcessor(square_processor(28), words, question_words, num_query_tokens=4).save_pretrained(folder)
     return folder
 
 
