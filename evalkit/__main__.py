@@ -26,6 +26,7 @@ evalkit: evaluate vision-language models
   python -m evalkit list                               tasks, models, suites
   python -m evalkit score RUN... [key=value ...]       score stored predictions again; no model is loaded
   python -m evalkit score task=T predictions=FILE      score a result file in the benchmark's official format
+  python -m evalkit status RUN...                      how far runs are, who writes, how each start ended
   python -m evalkit leaderboard [out=DIR]              write the tables of all runs
 
 keys

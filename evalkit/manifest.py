@@ -158,6 +158,17 @@ def read(run: Path) -> dict[str, Any]:
 _MENDED = "remove it, and the command that made the run writes it anew"
 
 
+def segments(run: Path) -> list[dict[str, Json]]:
+    """Return the starts of a run, in order. Raises ResultsError when one cannot be read."""
+    found = []
+    for path in sorted((run / "segments").glob("*.json")):
+        try:
+            found.append(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise ResultsError(f"cannot read {path}: {error}; it only says how a start went: remove it") from error
+    return found
+
+
 def environment(argv: Sequence[str]) -> dict[str, Json]:
     """Return the facts about this machine and call that may explain a difference but decide nothing."""
     packages = ("torch", "transformers", "datasets", "numpy", "pillow", "tokenizers", "pycocoevalcap")

@@ -1,4 +1,4 @@
-"""The verbs of the command line that run no model: list, score, leaderboard. None of them imports torch."""
+"""The verbs of the command line that run no model: list, score, leaderboard, status. None of them imports torch."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def run(verb: str, words: Sequence[str], extra: Path | None) -> int:
         "list": _list,
         "score": _score,
         "leaderboard": _leaderboard,
+        "status": _status,
     }
     return verbs[verb](words, extra)
 
@@ -69,6 +70,25 @@ def _leaderboard(words: Sequence[str], extra: Path | None) -> int:
     print(leaderboard.summary(entries))
     print("written: " + ", ".join(str(path) for path in leaderboard.write(out)), file=sys.stderr)
     return 0
+
+
+def _status(words: Sequence[str], extra: Path | None) -> int:
+    """Print how far run folders are; a broken one does not hide the others."""
+    from evalkit import status
+
+    if not words or any("=" in word and not Path(word).exists() for word in words):
+        raise ConfigError("status takes run folders: status results/runs/vqav2/my-model/*")
+    code = 0
+    for word in words:
+        try:
+            for line in status.lines(Path(word)):
+                print(line)
+        except EvalkitError as error:
+            if len(words) == 1:
+                raise
+            print(f"evalkit: {error}", file=sys.stderr)
+            code = max(code, error.exit_code)
+    return code
 
 
 def _score(words: Sequence[str], extra: Path | None) -> int:
