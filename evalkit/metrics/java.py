@@ -301,6 +301,7 @@ def answer_each(
     *,
     chunk: int,
     seconds: float,
+    chunk_seconds: float,
     done: Callable[[int, Sequence[Any]], None] = lambda start, answers: None,
 ) -> list[Any | Failure]:
     """Return an answer per item; what cannot be answered becomes a `Failure` and costs no other item its answer.
@@ -310,7 +311,8 @@ def answer_each(
         request: Makes the request for some items; the answer to it is a list, one per item.
         items: What to ask about.
         chunk: Items a request. After a failed request its items are asked one by one.
-        seconds: Time limit of an item that is asked alone; a chunk has `chunk` / 4 times as much, at least twice.
+        seconds: Time limit of an item that is asked alone.
+        chunk_seconds: Time limit of a chunk.
         done: Called with the place of the first item and the answers of every request that succeeded.
 
     Raises:
@@ -328,7 +330,7 @@ def answer_each(
         part = items[start : start + chunk]
         if len(part) > 1:
             try:
-                ask(start, part, seconds * max(2.0, len(part) / 4))
+                ask(start, part, chunk_seconds)
                 in_a_row = 0
                 continue
             except WorkerError:

@@ -58,6 +58,7 @@ def statistics(living: Worker, pairs: Sequence[tuple[str, Sequence[str]]]) -> li
         [(pairs[index][0], list(pairs[index][1])) for index in fit],
         chunk=500,
         seconds=60.0,
+        chunk_seconds=300.0,
         done=lambda start, answers: progress.add(len(answers)),
     )
     for index, answer in zip(fit, answers, strict=True):

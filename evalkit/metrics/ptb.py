@@ -111,7 +111,7 @@ def official(living: Worker, captions: Sequence[tuple[str, str | None]]) -> list
         WorkerError: The program does not run here.
     """
     asked = [(one_line(caption), None if after is None else one_line(after)) for caption, after in captions]
-    answers = answer_each(living, lambda part: list(part), asked, chunk=1000, seconds=30.0)
+    answers = answer_each(living, lambda part: list(part), asked, chunk=1000, seconds=30.0, chunk_seconds=120.0)
     return [
         answer if isinstance(answer, Failure) else " ".join(token for token in answer if token not in PUNCTUATION)
         for answer in answers
