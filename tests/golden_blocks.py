@@ -7,6 +7,7 @@ here knows how many cases a file has or what is in them.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,12 +20,14 @@ from evalkit.metrics import ptb
 from evalkit.metrics.caption import _Official, caption_scores
 from evalkit.metrics.gqa import gqa_scores
 from evalkit.metrics.grounding import iou
-from evalkit.metrics.java import find_java
+from evalkit.metrics.java import Failure, find_java
 from evalkit.metrics.mme import mme_label, mme_scores, mme_task
 from evalkit.metrics.retrieval import Pair, ranked_candidates, recall_at_k
+from evalkit.metrics.spice import spice
 from evalkit.metrics.text import anls, relaxed_accuracy
 from evalkit.metrics.vqa import normalise, vqa_accuracy, vqa_metric
 from evalkit.types import Answered, MetricSettings, Sample, Scores, Text
+from tests.support import shared
 
 Doc = dict[str, Any]
 Check = Callable[[Doc], Iterator[str]]
@@ -531,6 +534,67 @@ def _is_about(name: str, metrics: Sequence[str]) -> bool:
     return name in metrics or (name != "METEOR" and metrics == _BY_HAND)
 
 
+# SPICE
+
+
+def _spice_settings() -> MetricSettings:
+    if reason := _no_java():
+        pytest.skip(f"SPICE is Java: {reason}")
+    folder = os.environ.get("EVALKIT_CORENLP") or str(shared("corenlp"))
+    return MetricSettings(corenlp=folder)
+
+
+def _spice_cases(block: str) -> Check:
+    def check(doc: Doc) -> Iterator[str]:
+        cases = doc[block]
+        tokens = [case["tokenized"] for case in cases]
+        for key in ("references", "hypothesis"):
+            raw, expected = (
+                [[case[key]] if key == "hypothesis" else case[key] for case in each] for each in (cases, tokens)
+            )
+            yield from _same_tokens(
+                [text for texts in raw for text in texts], [text for texts in expected for text in texts], "file"
+            )
+        scores = spice([(each["hypothesis"], each["references"]) for each in tokens], _spice_settings())
+        for case, score in zip(cases, scores, strict=True):
+            if isinstance(score, Failure):
+                yield f"image {case['image_id']}: {score.reason}"
+                continue
+            actual = {
+                "scores": {
+                    name: {
+                        "f": each.f,
+                        "pr": each.precision,
+                        "re": each.recall,
+                        "tp": each.tp,
+                        "fp": each.fp,
+                        "fn": each.fn,
+                    }
+                    for name, each in score.categories.items()
+                },
+                "test_tuples": [list(each) for each in score.hypothesis_tuples],
+                "matched_test_tuples": [list(each) for each in score.matched_tuples],
+                "ref_tuples": [list(each) for each in score.reference_tuples],
+            }
+            yield from differences(f"image {case['image_id']}", actual, case["expected"])
+
+    return check
+
+
+def _spice_aggregate(doc: Doc) -> Iterator[str]:
+    scores = caption_scores(
+        {image["image_id"]: image["hypothesis"] for image in doc["images"]},
+        {image["image_id"]: image["references"] for image in doc["images"]},
+        metrics=["SPICE"],
+        settings=_spice_settings(),
+    )
+    if reason := scores.unavailable.get("SPICE"):
+        yield f"SPICE: {reason}"
+    else:
+        actual = {"SPICE": scores.aggregate["SPICE"], "by_category": scores.details["SPICE"]}
+        yield from differences("aggregate", actual, doc["expected"]["aggregate"])
+
+
 # Shared
 
 
@@ -600,6 +664,16 @@ FILES: Mapping[str, GoldenFile] = {
                 for suffix, metrics in (("", _BY_HAND), (" METEOR", ("METEOR",)))
             },
         },
+    ),
+    "spice_small": GoldenFile(
+        expectations=frozenset({"expected", "tokenized"}),
+        blocks={
+            "n": _count("n", lambda doc: len(doc["images"])),
+            "images": _spice_cases("images"),
+            "edge_cases": _spice_cases("edge_cases"),
+            "expected.aggregate": _spice_aggregate,
+        },
+        mutations=5,
     ),
     "anls": GoldenFile(blocks={"n": _NUM_CASES, "cases": _anls_cases, "aggregate": _anls_aggregate}),
     "relaxed_accuracy": GoldenFile(
