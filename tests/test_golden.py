@@ -71,7 +71,7 @@ def blocks(path: Path) -> list[str]:
     claimed = {keys_of(block)[0] for block in golden.blocks}
     found += [key for key in doc if key not in claimed | golden.inputs | DESCRIBING]
     dotted = [keys_of(block) for block in golden.blocks if "." in block]
-    for parent in {keys[0] for keys in dotted} & doc.keys():
+    for parent in sorted({keys[0] for keys in dotted} & doc.keys()):
         listed = {keys[1] for keys in dotted if keys[0] == parent}
         found += [f"{parent}.{key}" for key in doc[parent] if key not in listed | golden.inputs]
     return found or ["no block"]
@@ -130,14 +130,14 @@ def all_expectations(golden: GoldenFile, doc: Doc, block: str) -> Iterator[tuple
     value = at(doc, block)
     if isinstance(value, list) and value and isinstance(value[0], dict):  # cases
         for i, case in enumerate(value):
-            for key in golden.expectations & case.keys():
+            for key in sorted(golden.expectations & case.keys()):
                 yield from leaves(case[key], (*root, i, key))
     elif block == "tasks":  # MME: rows by task
         for task, rows in value.items():
             for i, row in enumerate(rows):
                 yield from leaves(row["expected_label"], (*root, task, i, "expected_label"))
     elif isinstance(value, dict) and golden.expectations & value.keys():
-        for key in golden.expectations & value.keys():
+        for key in sorted(golden.expectations & value.keys()):
             yield from leaves(value[key], (*root, key))
     else:
         yield from leaves(value, root)

@@ -157,6 +157,11 @@ def gqa_metric() -> Metric:
     `consistency`; and `distribution`, in the unit the script prints (see `distribution`; lower is better). What the
     references do not allow is in `unavailable`. `details` holds the accuracy by structural and semantic type, number of
     words ("length") and of reasoning steps: {"structural": {"query": {"accuracy": 0.48, "n": 6805}, ...}, ...}.
+
+    >>> reference = {"answer": "red", "types": {"structural": "query"}, "groups": {"global": "color"}}
+    >>> sample = Sample(id="1", image_ids=("7",), reference=reference)
+    >>> gqa_metric().compute([Answered(sample=sample, answer="blue")], MetricSettings()).aggregate
+    {'accuracy': 0.0, 'open': 0.0, 'distribution': 0.01}
     """
     return Metric(name="accuracy", compute=gqa_scores)
 

@@ -63,6 +63,11 @@ def grounding_metric(convention: str = "continuous") -> Metric:
 
     Raises:
         ConfigError: The convention is not known.
+
+    >>> from evalkit.types import Sample
+    >>> sample = Sample(id="1", image_ids=("7",), reference={"box": [0, 0, 10, 10]})
+    >>> grounding_metric().compute([Answered(sample=sample, answer=(0, 0, 10, 5))], MetricSettings()).aggregate
+    {'Acc@0.5': 1.0, 'mean_IoU': 0.5, 'parsed': 1.0}
     """
     if convention not in CONVENTIONS:
         raise ConfigError(unknown("box convention", convention, CONVENTIONS))

@@ -98,6 +98,14 @@ def mme_metric() -> Metric:
 
     `accuracy` (fraction, over all questions), the points of each task by its name, and the totals `perception` (at most
     2000) and `cognition` (at most 800), which need all their tasks. All numbers of a task are in `details`.
+
+    >>> from evalkit.types import Sample
+    >>> answered = [
+    ...     Answered(sample=Sample(id=a, image_ids=("7",), reference={"task": "count", "answer": a}), answer="Yes")
+    ...     for a in ("Yes", "No")
+    ... ]
+    >>> mme_metric().compute(answered, MetricSettings()).aggregate  # one of two right, no image with both right
+    {'accuracy': 0.5, 'count': 50.0}
     """
     return Metric(name="mme", compute=mme_scores, independent=False)
 

@@ -119,6 +119,14 @@ def retrieval_metric(fusion: str = "itm+itc") -> Metric:
 
     Raises:
         ConfigError: The fusion rule is not known.
+
+    >>> from evalkit.types import Sample
+    >>> texts = (Text(id="a", text="", image_ids=("1",)), Text(id="b", text="", image_ids=("2",)))
+    >>> pairs = {"1": [("a", 0.9, 0.0), ("b", 0.8, 2.0)], "2": [("a", 0.1, 0.0), ("b", 0.7, 3.0)]}
+    >>> answered = [Answered(sample=Sample(id=i, image_ids=(i,)), answer=each) for i, each in pairs.items()]
+    >>> scores = retrieval_metric().compute(answered, MetricSettings(texts=texts))
+    >>> scores.aggregate["i2t_R@1"], scores.aggregate["i2t_R@1[itc]"]
+    (0.5, 1.0)
     """
     if fusion not in FUSIONS:
         raise ConfigError(unknown("fusion rule", fusion, FUSIONS))

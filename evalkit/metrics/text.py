@@ -73,7 +73,13 @@ def relaxed_accuracy(prediction: str, answers: Sequence[str], *, variant: str = 
 
 
 def anls_metric(threshold: float = 0.5) -> Metric:
-    """Return the metric `anls`, a value a sample."""
+    """Return the metric `anls`, a value a sample.
+
+    >>> from evalkit.types import Sample
+    >>> sample = Sample(id="1", image_ids=("7",), reference={"answers": ["hello"]})
+    >>> anls_metric().compute([Answered(sample=sample, answer="Hallo")], MetricSettings()).aggregate
+    {'anls': 0.8}
+    """
     return Metric(name="anls", compute=functools.partial(_mean, "anls", functools.partial(anls, threshold=threshold)))
 
 
@@ -82,6 +88,11 @@ def relaxed_metric(variant: str = "pix2struct") -> Metric:
 
     Raises:
         ConfigError: The variant is not known.
+
+    >>> from evalkit.types import Sample
+    >>> sample = Sample(id="1", image_ids=("7",), reference={"answers": ["2014"]})
+    >>> relaxed_metric().compute([Answered(sample=sample, answer="2010")], MetricSettings()).aggregate
+    {'relaxed_accuracy': 1.0}
     """
     if variant not in RELAXED_VARIANTS:
         raise ConfigError(unknown("relaxed accuracy variant", variant, RELAXED_VARIANTS))

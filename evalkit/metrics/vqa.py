@@ -118,6 +118,12 @@ def vqa_metric(variant: str) -> Metric:
 
     Raises:
         ConfigError: The variant is not known.
+
+    >>> from evalkit.types import Sample
+    >>> sample = Sample(id="1", image_ids=("7",), reference={"answers": ["cat"] * 2 + ["dog"] * 8})
+    >>> scores = vqa_metric("m4c").compute([Answered(sample=sample, answer="Cat?")], MetricSettings())
+    >>> scores.aggregate["vqa_accuracy"], scores.aggregate["vqa_accuracy[legacy]"]
+    (0.6, 0.6)
     """
     if variant not in VARIANTS:
         raise ConfigError(unknown("VQA variant", variant, VARIANTS))
