@@ -36,9 +36,11 @@ keys
   limit=N  out=DIR  devices=N | auto                   out: default results/runs; tables are written beside it
   prompt="Question: {question} Answer:"  prompt_style=  question_filter=  extract=  metric_variant=  image_size=  k=
   decoding.<field>=                                    max_new_tokens, num_beams, length_penalty, temperature, stop ...
-  metrics.names=[CIDEr]  metrics.java=PATH  metrics.corenlp=DIR
+  data.max_pixels=N                                    an image with more pixels is a failed sample
+  metrics.names=[CIDEr]  metrics.java=PATH  metrics.corenlp=DIR  metrics.cache=DIR  metrics.threads=N
   allow_partial=true  max_failed=N                     score although samples are missing or failed
-  engine.image_batch=  engine.prompt_batch=  engine.loader_threads=  engine.threads=
+  engine=local  engine.image_batch=  engine.prompt_batch=  engine.loader_threads=  engine.threads=
+  engine.heartbeat_s=  engine.max_restarts=            when a silent worker is replaced, and how often
   --config-dir DIR                                     more YAML files: DIR/model/mine.yaml makes model=mine
 
 exit codes: 0 done, 1 a bug, 2 a mistake in the command or the files, 3 samples failed or missing, 130 interrupted

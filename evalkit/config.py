@@ -120,6 +120,8 @@ class RunConfig:
 
 
 _NESTED: dict[str, type] = {"engine": EngineConfig, "metrics": MetricsConfig, "data": DataConfig, "decoding": Decoding}
+_HIDDEN = ("data.slots", "data.kind", "engine.kind")
+"""Fields that the files of `configs/` set, not keys: `data=files` is how to say it."""
 _FREE = ("model", "data", "protocol", "hydra")
 """Below these any key is allowed here: an adapter, a task or Hydra itself judges it."""
 
@@ -130,8 +132,7 @@ def keys() -> list[str]:
         f.name for f in dataclasses.fields(RunConfig) if f.name not in (*_NESTED, "model", "protocol", "style_asked")
     ]
     nested = [f"{name}.{f.name}" for name, cls in _NESTED.items() for f in dataclasses.fields(cls)]
-    hidden = ("data.slots", "data.kind", "engine.kind")
-    return [*GROUPS, *top, *(key for key in nested if key not in hidden)]
+    return [*GROUPS, *top, *(key for key in nested if key not in _HIDDEN)]
 
 
 def options(group: str, extra: Path | None = None) -> list[str]:
@@ -170,7 +171,7 @@ def parse(argv: Sequence[str], extra: Path | None = None, *, needs_model: bool =
                 f"keys: {', '.join(known)}"
             )
         top = key.partition(".")[0]
-        if key not in known and not (top in _FREE and "." in key):
+        if key not in known and not (top in _FREE and "." in key and key not in _HIDDEN):
             raise ConfigError(unknown("key", key, known, "python -m evalkit --help explains them"))
         overrides.append(Override(key=key, value=value))
     for override in overrides:
@@ -180,6 +181,8 @@ def parse(argv: Sequence[str], extra: Path | None = None, *, needs_model: bool =
                 if value not in names:
                     raise ConfigError(unknown(override.key, value, names, _GROUP_HINTS[override.key]))
         elif override.key == "task":
+            if not _names(override.value):
+                raise ConfigError(f"task= names no task; known: {', '.join(registry.known_tasks())}")
             for name in _names(override.value):
                 if ".py" not in name and name.partition("/")[0] not in registry.known_tasks():
                     raise ConfigError(unknown("task", name, registry.known_tasks(), "or give a path to a .py file"))
@@ -297,6 +300,8 @@ def from_mapping(raw: Mapping[str, Any], asked: Iterable[str]) -> RunConfig:
     config = _build(RunConfig, values, "")
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"limit={config.limit} leaves no sample; give a number from 1")
+    if config.max_failed < 0:
+        raise ConfigError(f"max_failed={config.max_failed}: give a number from 0")
     for name in ("image_batch", "prompt_batch", "loader_threads", "threads"):
         if getattr(config.engine, name) < 1:
             raise ConfigError(f"engine.{name}={getattr(config.engine, name)}: give a number from 1")
