@@ -10,6 +10,7 @@ import pytest
 from evalkit.contracts import Finding, check_model
 from evalkit.models.blip import Blip
 from evalkit.models.blip2 import Blip2
+from evalkit.models.clip import Clip
 from evalkit.models.fake import Fake
 from evalkit.models.instructblip import InstructBlip
 from evalkit.types import Decoding, Encoded, Model, Prompt, Task
@@ -49,6 +50,14 @@ def instructblip_vicuna(folder: Path) -> Model:
     return InstructBlip(checkpoint=str(tiny.instructblip(folder, "llama")))
 
 
+def clip(folder: Path) -> Model:
+    return Clip(checkpoint=str(tiny.dual(folder, "clip")))
+
+
+def siglip(folder: Path) -> Model:
+    return Clip(checkpoint=str(tiny.dual(folder, "siglip")))
+
+
 ADAPTERS: tuple[Callable[[Path], Model], ...] = (
     blip2_opt,
     blip2_flant5,
@@ -58,6 +67,8 @@ ADAPTERS: tuple[Callable[[Path], Model], ...] = (
     blip_retrieve,
     instructblip_flant5,
     instructblip_vicuna,
+    clip,
+    siglip,
 )
 
 

@@ -23,11 +23,20 @@ from transformers import (
     BlipForQuestionAnswering,
     BlipImageProcessor,
     BlipProcessor,
+    CLIPConfig,
+    CLIPModel,
+    CLIPProcessor,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     InstructBlipProcessor,
     PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
+    SiglipProcessor,
 )
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from evalkit.contracts import sample_images as pictures
 from evalkit.contracts import sample_prompts as prompts
@@ -231,9 +240,36 @@ def blip(folder: Path, head: str) -> Path:
     return folder
 
 
-def square_processor(size: int) -> BlipImageProcessor:
-    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+def dual(folder: Path, family: str) -> Path:
+    """A `CLIPModel` or a `SiglipModel`, and its processor."""
+    # CLIP takes an end of text with id 2 for OpenAI's first files, where the largest id ends a text: the two are swapped.
+    words = tokenizer("</s> $A <s>" if family == "clip" else "$A </s>")
+    words.model_max_length = 77
+    text = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "projection_dim": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 77,
+        "bos_token_id": 2 if family == "clip" else 1,
+        "eos_token_id": 1 if family == "clip" else 2,
+        "pad_token_id": 0,
+    }
+    if family == "clip":
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=_VISION, projection_dim=16))
+        images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+        processor = CLIPProcessor(images, words)
+    else:
+        model = SiglipModel(SiglipConfig(text_config={**text, "projection_size": 32}, vision_config=_VISION))
+        processor = SiglipProcessor(SiglipImageProcessorPil(size={"height": 28, "width": 28}), words)
+    scatter(model).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
+
+def square_processor(size: int) -> BlipImageProcessor:
     return BlipImageProcessorPil(size={"height": size, "width": size})
 
 
