@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import itertools
 import re
 from collections.abc import Callable, Mapping
@@ -81,6 +82,21 @@ def describe() -> Mapping[str, str]:
     'In lower case.'
     """
     return {name: (function.__doc__ or "").partition("\n")[0] for name, function in _STEPS.items()}
+
+
+def preflight(name: str) -> str | None:
+    """Return why this extraction cannot be done on this machine, or None; to be asked before a model runs for hours.
+
+    Raises:
+        ConfigError: A name is not known, or a step that does not give text is not the last.
+
+    >>> preflight("strip+lower") is None
+    True
+    """
+    extractor(name)
+    if "lemmatize" in (step.strip() for step in name.split("+")):
+        return _no_spacy()
+    return None
 
 
 def none(output: str, sample: Sample) -> str:
@@ -298,17 +314,18 @@ def _f32(value: float) -> float:
     return ctypes.c_float(value).value
 
 
+def _no_spacy() -> str | None:
+    if not importlib.util.find_spec("spacy"):
+        return "extract=lemmatize needs spaCy: pip install spacy, then python -m spacy download en_core_web_sm"
+    if not importlib.util.find_spec("en_core_web_sm"):
+        return "extract=lemmatize needs spaCy's model en_core_web_sm: python -m spacy download en_core_web_sm"
+    return None
+
+
 @functools.lru_cache(maxsize=1)
 def _spacy() -> Any:
-    try:
-        import spacy  # type: ignore[import-not-found, unused-ignore]
+    if reason := _no_spacy():
+        raise UnsupportedError(reason)
+    import spacy  # type: ignore[import-not-found, unused-ignore]
 
-        return spacy.load("en_core_web_sm")
-    except ImportError as error:
-        raise UnsupportedError(
-            "extract=lemmatize needs spaCy: pip install spacy, then python -m spacy download en_core_web_sm"
-        ) from error
-    except OSError as error:
-        raise UnsupportedError(
-            "extract=lemmatize needs spaCy's model en_core_web_sm: python -m spacy download en_core_web_sm"
-        ) from error
+    return spacy.load("en_core_web_sm")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import time
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from evalkit.errors import ConfigError, UnsupportedError
-from evalkit.extract import describe, extract, extractor
+from evalkit.extract import describe, extract, extractor, preflight
 from evalkit.types import Sample
 from tests.strategies import any_text
 
@@ -94,11 +94,26 @@ def test_a_box_needs_the_size_of_its_image() -> None:
     assert extract("box_pixels", "(1,2),(3,4)", sample) == (1, 2, 3, 4)
 
 
-def test_lemmas_need_spacy() -> None:
-    if importlib.util.find_spec("spacy"):
-        pytest.skip("spaCy is installed here")
+def test_lemmas_need_spacy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UnsupportedError, match=r"lemmatize needs spaCy.*spacy download en_core_web_sm"):
         extract("lemmatize", "two dogs running", SAMPLE)
+    assert "needs spaCy:" in (preflight("first_line+lemmatize") or "")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "spacy")
+    assert "needs spaCy's model" in (preflight("lemmatize+lower") or "")
+    assert preflight("first_line") is None
+
+
+def test_only_nouns_and_verbs_become_lemmas(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Token:
+        text: str
+        lemma_: str
+        pos_: str
+
+    words = [Token("Two", "two", "NUM"), Token("dogs", "dog", "NOUN"), Token("ran", "run", "VERB")]
+    monkeypatch.setattr("evalkit.extract._spacy", lambda: lambda text: words)
+    assert extract("lemmatize", "Two dogs ran", SAMPLE) == "Two dog run"
 
 
 def test_every_extraction_is_described_in_a_line() -> None:
