@@ -1,0 +1,213 @@
+"""Kill workers and supervisors at random until a count is reached; what is on disk must not show it.
+
+    python -m benchmarks.chaos --kills 300 --seed 1
+
+Each round is a run folder of its own. It is started on 1, 2, 3 or 5 workers, drawn anew for every start; `kill -9`
+hits a random worker (its supervisor replaces it) or the supervisor itself (the next start resumes), at random moments,
+also while they load. After a supervisor's death the end of a log is torn off at a random byte, as a crash of the
+machine may do. A round ends when a start ends by itself; then its (sample_id, prompt, output, error, pairs) and its
+scores.json must equal those of a quiet run, byte for byte. The model is `tests.odd_models.Odd`: its answers depend on
+all that stands in a batch, so a unit cut or filled otherwise would show. `tests/test_chaos.py` is the short form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tests.support import answers, caption_files, lines, only_run, run_evalkit, start, vqa_files
+
+_GEOMETRIES = (1, 2, 3, 5)
+_SUPERVISORS = 0.3
+"""Share of the kills that hit the supervisor (with one worker it is the worker too)."""
+_WHILE_WORKING = 0.7
+"""Share of the kills just after something was written; the others come at any time."""
+
+
+@dataclass
+class Report:
+    """What was done, and that it did not show."""
+
+    worker_kills: int = 0
+    supervisor_kills: int = 0
+    torn: int = 0
+    starts: int = 0
+    rounds: int = 0
+    starts_on: dict[int, int] = field(default_factory=lambda: dict.fromkeys(_GEOMETRIES, 0))
+    lines: int = 0
+    """Lines in all logs."""
+    samples: int = 0
+    """Samples in all logs, each once."""
+    seconds: float = 0.0
+
+    @property
+    def kills(self) -> int:
+        """All of them."""
+        return self.worker_kills + self.supervisor_kills
+
+
+def chaos(folder: Path, *, kills: int, seed: int, images: int = 40, batch_s: float = 0.05) -> Report:
+    """Kill until the count is reached and the last round is over; return what was done.
+
+    Raises:
+        AssertionError: a round's answers or scores are not those of the quiet run.
+    """
+    chance = random.Random(seed)
+    report = Report()
+    begun = time.monotonic()
+    files = caption_files(vqa_files(folder / "files", images=images, questions=4), images=images)
+    quiet: dict[str, tuple[object, bytes]] = {}
+    for task in ("vqav2", "retrieval"):
+        home = folder / f"quiet-{task}"
+        home.mkdir()
+        ran = run_evalkit(*_words(files, task, 1, 0.0), cwd=home, timeout=600)
+        assert ran.code == 0, ran.err
+        quiet[task] = _found(home)
+    while report.kills < kills:
+        task = ("vqav2", "retrieval")[report.rounds % 2]
+        home = folder / f"round-{report.rounds}"
+        home.mkdir()
+        while True:
+            devices = chance.choice(_GEOMETRIES)
+            report.starts += 1
+            report.starts_on[devices] += 1
+            process = start(*_words(files, task, devices, batch_s), cwd=home)
+            if _disturb(process, home, report, chance, kills):
+                break
+            if _tear(home, chance):
+                report.torn += 1
+        assert _found(home) == quiet[task], f"round {report.rounds} ({task}) differs from the quiet run"
+        report.rounds += 1
+        report.lines += len(lines(only_run(home)))
+        report.samples += len(answers(only_run(home)))
+    report.seconds = time.monotonic() - begun
+    return report
+
+
+def _words(files: Path, task: str, devices: int, batch_s: float) -> list[str]:
+    return [
+        "model=custom", "model._target_=tests.odd_models.Odd", "model.name=odd", f"model.batch_s={batch_s}",
+        f"task={task}", f"devices={devices}", "engine.image_batch=2", "engine.prompt_batch=3",
+        "engine.max_restarts=1000000", "data=files", f"data.root={files}", "data.check=false",
+    ]  # fmt: skip
+
+
+def _disturb(process: subprocess.Popen[str], home: Path, report: Report, chance: random.Random, kills: int) -> bool:
+    """Kill at random moments until the supervisor is gone; return whether it ended by itself, with exit code 0."""
+    try:
+        while report.kills < kills:
+            aim = chance.random() > _SUPERVISORS
+            working = chance.random() < _WHILE_WORKING
+            if not _moment(process, home, chance, aim=aim, working=working):
+                break
+            workers = _children(process.pid)
+            if aim and workers:
+                _kill(chance.choice(workers))
+                report.worker_kills += 1
+                continue
+            process.kill()
+            process.communicate(timeout=60)
+            report.supervisor_kills += 1
+            _wait_until_gone(workers)
+            return False
+        _, said = process.communicate(timeout=600)  # a run that nobody disturbs any more ends
+        assert process.returncode == 0, said
+        return True
+    finally:
+        process.kill()
+
+
+def _moment(process: subprocess.Popen[str], home: Path, chance: random.Random, *, aim: bool, working: bool) -> bool:
+    """Wait for a moment to kill: soon, or just after something was written; return False when the run ended before.
+
+    With `aim` there must be a worker to hit; a run on one device has none.
+    """
+    size = _written(home)
+    end = time.monotonic() + 600.0
+    while process.poll() is None:
+        assert time.monotonic() < end, "the run neither goes on nor ends"
+        if (not aim or _children(process.pid)) and (not working or _written(home) > size):
+            time.sleep(chance.uniform(0, 0.2 if working else 1.0))
+            return process.poll() is None
+        if aim and working and _written(home) > size and not _children(process.pid):
+            return True  # one device: the process is the worker
+        time.sleep(0.02)
+    return False
+
+
+def _written(home: Path) -> int:
+    """Return the bytes of all logs and feature files."""
+    return sum(
+        path.stat().st_size for kind in ("jsonl", "npz") for path in home.glob(f"results/runs/*/*/*/*/[!.]*.{kind}")
+    )
+
+
+def _children(parent: int) -> list[int]:
+    """Return the running child processes of a process."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, ppid = stat.read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we looked
+        if int(ppid) == parent and state not in "ZX":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # it ended by itself a moment ago
+
+
+def _wait_until_gone(pids: list[int], seconds: float = 10.0) -> None:
+    """Workers leave within ten seconds of their supervisor."""
+    end = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < end, f"workers are still there {seconds} s after their supervisor was killed"
+        time.sleep(0.02)
+
+
+def _tear(home: Path, chance: random.Random) -> bool:
+    """Tear the end off one log: half a line remains, or nothing of it."""
+    logs = [path for path in home.glob("results/runs/*/*/*/predictions/*.jsonl") if path.stat().st_size]
+    if not logs:
+        return False
+    path = chance.choice(logs)
+    data = path.read_bytes()
+    last = data.rfind(b"\n", 0, len(data) - 1) + 1
+    os.truncate(path, chance.randrange(last, len(data)))
+    return True
+
+
+def _found(home: Path) -> tuple[object, bytes]:
+    run = only_run(home)
+    return answers(run), (run / "scores.json").read_bytes()
+
+
+def main() -> None:
+    """Run the long form and print the counts."""
+    parser = argparse.ArgumentParser(description="Kill workers and supervisors at random; compare with a quiet run.")
+    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--images", type=int, default=80)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="evalkit-chaos-") as folder:
+        os.environ["EVALKIT_CACHE"] = str(Path(folder) / "cache")
+        report = chaos(Path(folder), kills=asked.kills, seed=asked.seed, images=asked.images)
+    print(f"{report.kills} kills: every round equals the quiet run")
+    for name, value in asdict(report).items():
+        print(f"  {name}: {value:.0f}" if isinstance(value, float) else f"  {name}: {value}")
+
+
+if __name__ == "__main__":
+    main()
