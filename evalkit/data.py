@@ -120,6 +120,7 @@ class FilesSource:
         self._given = dict(given)
         self._family = family
         self._max_pixels = max_pixels
+        self._read: dict[str, Json] = {}
 
     @property
     def custom(self) -> bool:
@@ -163,12 +164,13 @@ class FilesSource:
         )
 
     def read(self, slot: str) -> Json:
-        """Return the parsed file of this slot: JSON, or a plain pickle (`*.p`), gzipped or not."""
-        path = self.path(slot)
-        name = f"{path} (data.{slot})"
-        if path.name.removesuffix(".gz").endswith((".p", ".pkl", ".pickle")):
-            return load_plain(_bytes(path, name), name)
-        return read_json(path, name)
+        """Return the parsed file of this slot: JSON, or a plain pickle (`*.p`), gzipped or not; parsed once."""
+        if slot not in self._read:
+            path = self.path(slot)
+            name = f"{path} (data.{slot})"
+            plain_pickle = path.name.removesuffix(".gz").endswith((".p", ".pkl", ".pickle"))
+            self._read[slot] = load_plain(_bytes(path, name), name) if plain_pickle else read_json(path, name)
+        return self._read[slot]
 
     def rows(self) -> Sequence[Mapping[str, Any]]:
         """Files have no rows."""

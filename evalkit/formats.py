@@ -9,11 +9,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from evalkit.errors import DataError
 from evalkit.images import image_key
 from evalkit.types import Json, Sample, Source, Text
+
+_T = TypeVar("_T")
 
 
 def records(source: Source, slot: str, key: str | None = None) -> list[Mapping[str, Any]]:
@@ -37,12 +39,39 @@ def records(source: Source, slot: str, key: str | None = None) -> list[Mapping[s
     return found
 
 
-def need(record: Mapping[str, Any], key: str, where: str) -> Any:
-    """Return a field of a record that cannot be done without."""
-    value = record.get(key)
-    if value is None:
+def need(record: Any, key: str, where: str, kind: type[_T]) -> _T:
+    """Return a field of a record that cannot be done without.
+
+    Raises:
+        DataError: The record is no object, or the field is absent, null or of another kind.
+    """
+    if not isinstance(record, Mapping):
+        raise DataError(f"{where} should be an object with {key!r}, but is {_shape(record)}")
+    if record.get(key) is None:
         raise DataError(f"{where} has no {key!r}; it has {', '.join(map(str, record)) or 'no fields'}")
+    return _of_kind(record[key], key, where, kind)
+
+
+def maybe(record: Mapping[str, Any], key: str, where: str, kind: type[_T]) -> _T | None:
+    """Return a field of a record that may be absent or null."""
+    return None if record.get(key) is None else _of_kind(record[key], key, where, kind)
+
+
+def need_id(record: Any, key: str, where: str) -> str:
+    """Return an id as text; files have them as numbers or texts."""
+    value = need(record, key, where, object)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise DataError(f"{where}: {key!r} should be a whole number or a text, but is {value!r}")
+    return str(value)
+
+
+def _of_kind(value: Any, key: str, where: str, kind: type[_T]) -> _T:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+        raise DataError(f"{where}: {key!r} should be {_KINDS.get(kind, kind.__name__)}, but is {_shape(value)}")
     return value
+
+
+_KINDS: Mapping[type, str] = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
 
 
 def _shape(value: Json) -> str:
@@ -82,14 +111,16 @@ def human_answers(values: Json, where: str) -> list[dict[str, Json]]:
 
 
 def vqa_sample(record: Mapping[str, Any], annotation: Mapping[str, Any] | None, where: str) -> Sample:
-    """Return the sample of a question and, on an open split, what people answered."""
-    answers = (annotation or {}).get("answers")
+    """Return the sample of a question; with an annotation, on an open split, also what people answered."""
+    answers = None if annotation is None else human_answers(need(annotation, "answers", where, object), where)
+    if answers is not None and not answers:
+        raise DataError(f"{where} has an empty list of answers, but this split has people's answers")
     tags = {tag: str(annotation[tag]) for tag in ("answer_type", "question_type") if annotation and annotation.get(tag)}
     return Sample(
-        id=str(need(record, "question_id", where)),
-        image_ids=(image_key(need(record, "image_id", where)),),
-        fields={"question": str(need(record, "question", where))},
-        reference={"answers": human_answers(answers, where)} if answers else None,
+        id=need_id(record, "question_id", where),
+        image_ids=(image_key(need_id(record, "image_id", where)),),
+        fields={"question": need(record, "question", where, str)},
+        reference=None if answers is None else {"answers": answers},
         tags=tags,
     )
 
@@ -108,21 +139,21 @@ def vqa_samples(source: Source, *, annotated: bool) -> tuple[Sample, ...]:
     annotations: dict[str, Mapping[str, Any]] = {}
     for number, record in enumerate(records(source, "annotations", "annotations")):
         place = f"{name}: annotation {number}"
-        need(record, "answers", place)
-        key = str(need(record, "question_id", place))
+        key = need_id(record, "question_id", place)
         if key in annotations:
             raise DataError(f"{place} repeats question id {key!r}; ids must be unique")
         annotations[key] = record
-    ids = [str(need(record, "question_id", f"{where} {number}")) for number, record in enumerate(questions)]
+    ids = [need_id(record, "question_id", f"{where} {number}") for number, record in enumerate(questions)]
     _paired(ids, annotations, "question", "annotation", source)
     samples = []
     for identity, record in zip(ids, questions, strict=True):
         annotation = annotations[identity]
         sample = vqa_sample(record, annotation, f"{where} {identity}")
-        if annotation.get("image_id") is not None and image_key(annotation["image_id"]) != sample.image_ids[0]:
+        other = annotation.get("image_id")
+        if other is not None and image_key(need_id(annotation, "image_id", name)) != sample.image_ids[0]:
             raise DataError(
                 f"question {identity} is about image {sample.image_ids[0]} in {source.path('questions').name}, but "
-                f"about {annotation['image_id']} in {name}: the two files are not of one split"
+                f"about {other} in {name}: the two files are not of one split"
             )
         samples.append(sample)
     return tuple(samples)
@@ -191,7 +222,7 @@ def coco_captions(source: Source, slot: str, *, annotated: bool, tags: Sequence[
     images: dict[str, Mapping[str, Any]] = {}
     if has_images:
         for number, image in enumerate(records(source, slot, "images")):
-            key = str(need(image, "id", f"{name}: image {number}"))
+            key = need_id(image, "id", f"{name}: image {number}")
             if key in images:
                 raise DataError(f"{name}: image {number} repeats id {key!r}; ids must be unique")
             images[key] = image
@@ -199,12 +230,12 @@ def coco_captions(source: Source, slot: str, *, annotated: bool, tags: Sequence[
     if annotated:
         for number, record in enumerate(records(source, slot, "annotations")):
             place = f"{name}: annotation {number}"
-            key = str(need(record, "image_id", place))
+            key = need_id(record, "image_id", place)
             if key not in captions:
                 if has_images:
                     raise DataError(f"{place} captions image {key!r}, which the file does not list")
                 captions[key] = []  # LAVIS writes its references without a list of images
-            captions[key].append((str(record.get("id", number)), str(need(record, "caption", place))))
+            captions[key].append((str(record.get("id", number)), need(record, "caption", place, str)))
         bare = [key for key, texts in captions.items() if not texts]
         if bare:
             some = ", ".join(bare[:3]) + (" ..." if len(bare) > 3 else "")
@@ -212,7 +243,7 @@ def coco_captions(source: Source, slot: str, *, annotated: bool, tags: Sequence[
     return [
         CaptionedImage(
             id=key,
-            image_id=_pixels(images.get(key, {}).get("file_name"), key),
+            image_id=_pixels(maybe(images.get(key, {}), "file_name", f"{name}: image {key}", str), key),
             captions=tuple(texts),
             tags={tag: str(images[key][tag]) for tag in tags if images.get(key, {}).get(tag)},
         )
@@ -222,7 +253,14 @@ def coco_captions(source: Source, slot: str, *, annotated: bool, tags: Sequence[
 
 def _pixels(file_name: str | None, identity: str) -> str:
     """Return the id for the image store: the plain id where the file name only spells it out."""
-    return identity if file_name is None or image_key(file_name) == identity else str(file_name)
+    return identity if file_name is None or image_key(file_name) == identity else file_name
+
+
+def karpathy_file(source: Source) -> list[Mapping[str, Any]]:
+    """Return the image records of the slot `karpathy`: Karpathy's own file, or LAVIS's list of {"image", "caption"}."""
+    if isinstance(source.read("karpathy"), list):
+        return [{"filename": row.get("image"), "sentences": row.get("caption")} for row in records(source, "karpathy")]
+    return records(source, "karpathy", "images")
 
 
 def karpathy(rows: Sequence[Mapping[str, Any]], splits: Sequence[str], name: str) -> list[CaptionedImage]:
@@ -239,20 +277,23 @@ def karpathy(rows: Sequence[Mapping[str, Any]], splits: Sequence[str], name: str
         if row.get("split") is not None and row["split"] not in splits:
             continue
         where = f"{name}: image {number}"
-        file_name = row.get("filename")
-        identity = str(row["cocoid"]) if row.get("cocoid") is not None else image_key(need(row, "filename", where))
-        sentences = row.get("sentences") if row.get("sentences") is not None else row.get("caption")
-        if not isinstance(sentences, Sequence) or isinstance(sentences, str) or not sentences:
-            raise DataError(f"{where} ({identity}) has no list of sentences")
-        ids = row.get("sentids") or []
+        file_name = maybe(row, "filename", where, str)
+        if row.get("cocoid") is not None:
+            identity = need_id(row, "cocoid", where)
+        else:
+            identity = image_key(need(row, "filename", where, str))
+        sentences = need(row, "sentences" if row.get("sentences") is not None else "caption", where, list)
+        if not sentences:
+            raise DataError(f"{where} ({identity}) has no sentences")
+        ids = maybe(row, "sentids", where, list) or []
         captions = []
         for position, sentence in enumerate(sentences):
-            fallback = ids[position] if position < len(ids) else f"{identity}#{position}"
+            own = ids[position] if position < len(ids) else f"{identity}#{position}"
             if isinstance(sentence, str):
-                captions.append((str(fallback), sentence))
+                captions.append((str(own), sentence))
             else:
-                text = str(need(sentence, "raw", f"{where}, sentence {position}"))
-                captions.append((str(sentence.get("sentid", fallback)), text))
+                text = need(sentence, "raw", f"{where}, sentence {position}", str)
+                captions.append((str(sentence.get("sentid", own)), text))
         found.append(CaptionedImage(id=identity, image_id=_pixels(file_name, identity), captions=tuple(captions)))
     return found
 

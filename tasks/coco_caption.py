@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 
 from evalkit.data import IMAGES
-from evalkit.formats import CaptionedImage, coco_captions, karpathy, records, typical_caption, typical_of_all
+from evalkit.formats import CaptionedImage, coco_captions, karpathy, karpathy_file, typical_caption, typical_of_all
 from evalkit.metrics.caption import caption_metric
 from evalkit.prompts import CAPTION_PROMPTS
 from evalkit.types import Dataset, Decoding, Expected, Hub, ResultFormat, Slot, Source, Task
@@ -24,9 +24,9 @@ def load(source: Source, split: str) -> Dataset:
     elif source.has("annotations"):
         images = coco_captions(source, "annotations", annotated=True)
         if source.has("karpathy"):
-            images = _restrict(images, karpathy(records(source, "karpathy", "images"), (split,), "data.karpathy"))
+            images = _restrict(images, karpathy(karpathy_file(source), (split,), "data.karpathy"))
     else:
-        images = karpathy(records(source, "karpathy", "images"), (split,), source.path("karpathy").name)
+        images = karpathy(karpathy_file(source), (split,), source.path("karpathy").name)
     return Dataset(samples=tuple(image.sample() for image in images), images=source.images())
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from evalkit.data import IMAGES
 from evalkit.errors import DataError
-from evalkit.formats import need
+from evalkit.formats import maybe, need, need_id
 from evalkit.images import image_key
 from evalkit.metrics.gqa import gqa_metric
 from evalkit.prompts import VQA_PROMPTS
@@ -25,48 +25,62 @@ from evalkit.types import Dataset, Decoding, Expected, Hub, Json, ResultFormat, 
 def load(source: Source, *, annotated: bool) -> Dataset:
     """Read the questions, and what people could have answered where `choices` is there."""
     if source.kind == "hub":
-        rows: Iterable[tuple[str, Any]] = ((str(need(row, "id", "a row")), row) for row in source.rows())
-        name, choices = "the hub table", dict[str, Json]()
+        name = "the hub table"
+        choices: Mapping[str, Json] = {}
+        rows: Iterable[tuple[str, Any]] = ((need_id(row, "id", name), row) for row in source.rows())
     else:
-        found = source.read("questions")
         name = source.path("questions").name
-        if not isinstance(found, Mapping):
-            raise DataError(f"{name} (data.questions) should be an object of questions by id, but is a list")
-        rows = found.items()
-        choices = source.read("choices") if source.has("choices") else {}
+        rows = _table(source, "questions").items()
+        choices = _table(source, "choices") if source.has("choices") else {}
     samples = tuple(_sample(key, row, choices.get(key), f"{name}: question {key}", annotated) for key, row in rows)
     return Dataset(samples=samples, images=source.images())
 
 
-def _sample(key: str, row: Json, choices: Json, where: str, annotated: bool) -> Sample:
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where} should be an object with question, imageId and answer")
-    types = row.get("types") or {}
-    reference = None
+def _table(source: Source, slot: str) -> Mapping[str, Any]:
+    found = source.read(slot)
+    if not isinstance(found, Mapping):
+        raise DataError(f"{source.path(slot)} (data.{slot}) should be an object of records by question id")
+    return found
+
+
+def _sample(key: str, row: Any, choices: Json, where: str, annotated: bool) -> Sample:
+    image_id = image_key(need_id(row, "imageId", where))
+    question = need(row, "question", where, str)
+    found = maybe(row, "types", where, dict) or {}
+    types = {name: str(found[name]) for name in ("structural", "semantic", "detailed") if found.get(name)}
+    tags: dict[str, str] = {name: types[name] for name in ("structural", "semantic") if name in types}
+    reference: dict[str, Json] | None = None
     if annotated:
+        groups = maybe(row, "groups", where, dict) or {}
         reference = {
-            "answer": need(row, "answer", where),
-            "types": {name: types[name] for name in ("structural", "semantic", "detailed") if types.get(name)},
-            "groups": dict(row.get("groups") or {}),
-            "entailed": _ids(row.get("entailed")),
+            "answer": need(row, "answer", where, str),
+            "types": types,
+            "groups": {name: maybe(groups, name, where, str) for name in ("global", "local")},
+            "entailed": _ids(row.get("entailed"), where),
             "is_balanced": bool(row.get("isBalanced", True)),
-            "choices": choices,
+            "choices": _choices(choices, where),
         }
-        if row.get("semantic") is not None:
-            steps = ({name: str(step.get(name)) for name in ("operation", "argument")} for step in row["semantic"])
-            reference["semantic"] = list(steps)
-    return Sample(
-        id=key,
-        image_ids=(image_key(need(row, "imageId", where)),),
-        fields={"question": str(need(row, "question", where))},
-        reference=reference,
-        tags={name: str(types[name]) for name in ("structural", "semantic") if types.get(name)},
-    )
+        steps = maybe(row, "semantic", where, list)
+        if steps is not None:
+            reference["semantic"] = [
+                {name: need(step, name, where, str) for name in ("operation", "argument")} for step in steps
+            ]
+    return Sample(id=key, image_ids=(image_id,), fields={"question": question}, reference=reference, tags=tags)
 
 
-def _ids(value: Json) -> list[str]:
+def _choices(choices: Json, where: str) -> Json:
+    if choices is None:
+        return None
+    return {name: [str(each) for each in need(choices, name, where, list)] for name in ("valid", "plausible")}
+
+
+def _ids(value: Any, where: str) -> list[str]:
     """Return question ids; the hub table writes a list as text."""
-    return re.findall(r"\d+", value) if isinstance(value, str) else [str(each) for each in value or ()]
+    if isinstance(value, str):
+        return re.findall(r"\d+", value)
+    if not isinstance(value, list | None):
+        raise DataError(f"{where}: 'entailed' should be a list of question ids")
+    return [str(each) for each in value or ()]
 
 
 TASKS = tuple(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 
 from evalkit.data import IMAGES
-from evalkit.formats import CaptionedImage, coco_captions, need, typical_caption, typical_of_all
+from evalkit.formats import CaptionedImage, coco_captions, maybe, need, need_id, typical_caption, typical_of_all
 from evalkit.metrics.caption import caption_metric
 from evalkit.prompts import CAPTION_PROMPTS
 from evalkit.types import Dataset, Decoding, Expected, Hub, ResultFormat, Slot, Source, Task
@@ -22,11 +22,12 @@ def load(source: Source, *, annotated: bool) -> Dataset:
     if source.kind == "hub":
         images = []
         for number, row in enumerate(source.rows()):
-            identity = str(need(row, "image_id", f"row {number}"))
-            texts = list(row.get("annotations_captions") or ()) if annotated else []
-            ids = row.get("annotations_ids") or range(len(texts))
+            where = f"row {number}"
+            texts = need(row, "annotations_captions", where, list) if annotated else []
+            ids = maybe(row, "annotations_ids", where, list) or range(len(texts))
             captions = tuple((str(key), str(text)) for key, text in zip(ids, texts, strict=False))
-            images.append(CaptionedImage(id=identity, image_id=str(row["image_file_name"]), captions=captions))
+            identity, file_name = need_id(row, "image_id", where), need(row, "image_file_name", where, str)
+            images.append(CaptionedImage(id=identity, image_id=file_name, captions=captions))
     else:
         images = coco_captions(source, "annotations", annotated=annotated, tags=("domain",))
     return Dataset(samples=tuple(image.sample() for image in images), images=source.images())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 
 from evalkit.data import IMAGES
-from evalkit.formats import answer_list, best_answer, need, vqa_sample, vqa_samples
+from evalkit.formats import answer_list, best_answer, need_id, vqa_sample, vqa_samples
 from evalkit.images import AliasImages
 from evalkit.metrics.vqa import vqa_accuracy, vqa_metric
 from evalkit.prompts import VQA_PROMPTS
@@ -33,7 +33,7 @@ def _load_hub(source: Source) -> Dataset:
     samples = []
     first: dict[str, str] = {}
     for number, row in enumerate(source.rows()):
-        question = str(need(row, "question_id", f"row {number}"))
+        question = need_id(row, "question_id", f"row {number}")
         first.setdefault(question[:-1], question)
         samples.append(vqa_sample({**row, "image_id": question[:-1]}, row, f"row {number}"))
     return Dataset(samples=tuple(samples), images=AliasImages(source.images(), first))

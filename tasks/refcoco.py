@@ -12,12 +12,14 @@ files.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from evalkit.data import IMAGES
 from evalkit.errors import DataError
-from evalkit.formats import need, records
+from evalkit.formats import need, need_id, records
 from evalkit.images import FolderImages, RowImages, image_key
 from evalkit.metrics.grounding import grounding_metric
 from evalkit.types import Dataset, Decoding, Expected, Hub, ResultFormat, Sample, Slot, Source, Task
@@ -31,34 +33,33 @@ def load(source: Source, split: str) -> Dataset:
 
 def _samples(source: Source, split: str) -> list[Sample]:
     instances = source.path("instances").name
-    images = {image["id"]: image for image in records(source, "instances", "images")}
-    boxes = {box["id"]: box for box in records(source, "instances", "annotations")}
+    images = _by_id(source, "images")
+    boxes = _by_id(source, "annotations")
     refs = source.path("refs").name
     samples = []
     for number, ref in enumerate(records(source, "refs")):
         where = f"{refs}: reference {ref.get('ref_id', number)}"
-        if need(ref, "split", where) != split:
+        if need(ref, "split", where, str) != split:
             continue
-        box = boxes.get(need(ref, "ann_id", where))
-        image = images.get(need(ref, "image_id", where))
+        box = boxes.get(need_id(ref, "ann_id", where))
+        image = images.get(need_id(ref, "image_id", where))
         if box is None or image is None:
             lost = f"annotation {ref['ann_id']}" if box is None else f"image {ref['image_id']}"
-            raise DataError(
-                f"{where} names {lost}, which {instances} does not have: the two files belong to different sets"
-            )
-        xywh = need(box, "bbox", f"{instances}: annotation {box['id']}")
-        size = need(image, "width", f"{instances}: image"), need(image, "height", f"{instances}: image")
+            raise DataError(f"{where} names {lost}, which {instances} does not have: they belong to different sets")
+        of_box, of_image = f"{instances}: annotation {box['id']}", f"{instances}: image {image['id']}"
+        xyxy = _corners(need(box, "bbox", of_box, list), of_box)
+        image_id = image_key(need_id(image, "id", of_image))
+        size = need(image, "width", of_image, int), need(image, "height", of_image, int)
         samples += [
-            _sample(
-                str(need(sentence, "sent_id", where)),
-                image_key(image["id"]),
-                str(need(sentence, "sent", where)),
-                xywh,
-                size=size,
-            )
-            for sentence in need(ref, "sentences", where)
+            _sample(need_id(each, "sent_id", where), image_id, need(each, "sent", where, str), xyxy, size=size)
+            for each in need(ref, "sentences", where, list)
         ]
     return samples
+
+
+def _by_id(source: Source, key: str) -> dict[str, Mapping[str, Any]]:
+    where = f"{source.path('instances').name}: {key}"
+    return {need_id(record, "id", where): record for record in records(source, "instances", key)}
 
 
 def _hub_samples(source: Source) -> list[Sample]:
@@ -68,21 +69,29 @@ def _hub_samples(source: Source) -> list[Sample]:
     samples = []
     for number, row in enumerate(source.rows()):
         where = f"row {number}"
-        image_id = image_key(need(row, "file_name", where))
+        image_id = image_key(need(row, "file_name", where, str))
+        xyxy = _corners(need(row, "bbox", where, list), where)
         size = images.size(image_id)
-        for place, expression in enumerate(need(row, "answer", where)):
-            key = f"{need(row, 'question_id', where)}.{place}"
-            samples.append(_sample(key, image_id, str(expression), need(row, "bbox", where), size=size))
+        for place, expression in enumerate(need(row, "answer", where, list)):
+            key = f"{need_id(row, 'question_id', where)}.{place}"
+            samples.append(_sample(key, image_id, str(expression), xyxy, size=size))
     return samples
 
 
-def _sample(key: str, image_id: str, expression: str, xywh: Sequence[float], *, size: tuple[int, int]) -> Sample:
-    x, y, width, height = map(float, xywh)
+def _corners(xywh: list[Any], where: str) -> list[float]:
+    numbers = [float(side) for side in xywh if isinstance(side, int | float) and math.isfinite(side)]
+    if len(numbers) != 4 or len(xywh) != 4:
+        raise DataError(f"{where}: 'bbox' should be [x, y, width, height], but is {xywh}")
+    x, y, width, height = numbers
+    return [x, y, x + width, y + height]
+
+
+def _sample(key: str, image_id: str, expression: str, xyxy: list[float], *, size: tuple[int, int]) -> Sample:
     return Sample(
         id=key,
         image_ids=(image_id,),
-        fields={"expression": expression, "width": int(size[0]), "height": int(size[1])},
-        reference={"box": [x, y, x + width, y + height]},
+        fields={"expression": expression, "width": size[0], "height": size[1]},
+        reference={"box": xyxy},
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evalkit.data import IMAGES
-from evalkit.formats import coco_captions, karpathy, records, texts_of
+from evalkit.formats import coco_captions, karpathy, karpathy_file, texts_of
 from evalkit.metrics.retrieval import retrieval_metric
 from evalkit.types import Dataset, Expected, Hub, ResultFormat, Sample, Slot, Source, Task
 
@@ -26,7 +26,7 @@ def load(source: Source) -> Dataset:
         if isinstance(found, Mapping) and "annotations" in found:
             images = coco_captions(source, "karpathy", annotated=True)
         else:
-            images = karpathy(records(source, "karpathy", "images"), ("test",), source.path("karpathy").name)
+            images = karpathy(karpathy_file(source), ("test",), source.path("karpathy").name)
     samples = tuple(
         Sample(id=image.id, image_ids=(image.image_id,), reference={"text_ids": [key for key, _ in image.captions]})
         for image in images

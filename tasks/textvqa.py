@@ -9,13 +9,14 @@ own file, or from a pair of files in VQA's format. No OCR tokens are in the prom
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from evalkit.data import IMAGES
-from evalkit.errors import DataError
 from evalkit.formats import best_answer, records, vqa_sample, vqa_samples
 from evalkit.metrics.vqa import vqa_accuracy, vqa_metric
 from evalkit.prompts import VQA_PROMPTS
-from evalkit.types import Dataset, Decoding, Expected, Hub, Json, ResultFormat, Sample, Slot, Source, Task
+from evalkit.types import Dataset, Decoding, Expected, Hub, ResultFormat, Sample, Slot, Source, Task
 
 PERFECT = functools.partial(best_answer, accuracy=functools.partial(vqa_accuracy, variant="m4c"))
 
@@ -23,7 +24,7 @@ PERFECT = functools.partial(best_answer, accuracy=functools.partial(vqa_accuracy
 def load(source: Source, *, annotated: bool) -> Dataset:
     """Read the release's file, the VQA pair where `questions` is given, or the hub table."""
     if source.kind == "hub":
-        samples = _samples(list(source.rows()), "row", annotated=annotated)
+        samples = _samples(source.rows(), "row", annotated=annotated)
     elif source.has("questions") and not (source.has("annotations") and "data" in source.read("annotations")):
         samples = vqa_samples(source, annotated=annotated)
     else:
@@ -32,13 +33,8 @@ def load(source: Source, *, annotated: bool) -> Dataset:
     return Dataset(samples=samples, images=source.images())
 
 
-def _samples(rows: list[Json], where: str, *, annotated: bool) -> tuple[Sample, ...]:
-    samples = []
-    for number, row in enumerate(rows):
-        if annotated and not row.get("answers"):
-            raise DataError(f"{where} {number} ({row.get('question_id')}) has no answers; val needs ten each")
-        samples.append(vqa_sample(row, row if annotated else None, f"{where} {number}"))
-    return tuple(samples)
+def _samples(rows: Sequence[Mapping[str, Any]], where: str, *, annotated: bool) -> tuple[Sample, ...]:
+    return tuple(vqa_sample(row, row if annotated else None, f"{where} {number}") for number, row in enumerate(rows))
 
 
 def _slots(split: str, images: str) -> tuple[Slot, ...]:

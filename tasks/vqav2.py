@@ -26,7 +26,8 @@ def load(source: Source, *, split: str) -> Dataset:
     other ids become the dataset's `unasked`.
     """
     if source.kind == "hub":
-        samples = tuple(vqa_sample(row, row, f"row {number}") for number, row in enumerate(source.rows()))
+        rows = enumerate(source.rows())
+        samples = tuple(vqa_sample(row, row if split == "val" else None, f"row {number}") for number, row in rows)
     else:
         samples = vqa_samples(source, annotated=split == "val")
     unasked: tuple[str, ...] = ()
