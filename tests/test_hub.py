@@ -396,7 +396,7 @@ def test_a_broken_table_is_refused(tmp_path: Path) -> None:
 
 def test_a_table_without_its_columns_names_those_it_has(tmp_path: Path) -> None:
     write(tmp_path / "data/validation-00000-of-00001.parquet", [{"question": "?"}], strings("question"))
-    with pytest.raises(DataError, match=r"has no 'question_id'; it has question|no column 'image'; it has question"):
+    with pytest.raises(DataError, match="row 0 has no 'answers'; it has question"):
         load("vqav2", tmp_path)
 
 
