@@ -362,6 +362,9 @@ def _spice(
 ) -> tuple[tuple[float | None, ...], dict[str, float]]:
     from evalkit.metrics.spice import category_means, spice
 
+    reason = _spice_reason(settings)
+    if reason:
+        raise MetricError(reason)
     pairs = list(zip(tokens.hypotheses, tokens.references, strict=True))
     results = spice(pairs, settings)
     failed = {pair: result.reason for pair, result in zip(pairs, results, strict=True) if isinstance(result, Failure)}
