@@ -300,6 +300,8 @@ def from_mapping(raw: Mapping[str, Any], asked: Iterable[str]) -> RunConfig:
     config = _build(RunConfig, values, "")
     if config.limit is not None and config.limit < 1:
         raise ConfigError(f"limit={config.limit} leaves no sample; give a number from 1")
+    if config.devices != "auto" and not (config.devices.isdecimal() and int(config.devices) > 0):
+        raise ConfigError(f"devices={config.devices}: give the number of workers, from 1, or auto (all GPUs)")
     if config.max_failed < 0:
         raise ConfigError(f"max_failed={config.max_failed}: give a number from 0")
     for name in ("image_batch", "prompt_batch", "loader_threads", "threads"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evalkit import manifest
-from evalkit.errors import IncompleteError
+from evalkit.errors import ConfigError, IncompleteError
 from evalkit.extract import extract
 from evalkit.metrics.intervals import clustered_mean_interval
 from evalkit.types import Answered, Dataset, Json, MetricSettings, Prediction, Sample, Scores, Task
@@ -95,7 +95,12 @@ def line(result: Mapping[str, Json]) -> str:
 def _answer(task: Task, sample: Sample, prediction: Prediction) -> Json:
     if prediction.pairs is not None:
         return prediction.pairs
-    return extract(task.extract, prediction.output or "", sample)
+    answer = extract(task.extract, prediction.output or "", sample)
+    if task.kind not in ("generate", "choose") or isinstance(answer, str):
+        return answer
+    if answer is None:
+        return ""  # no letter, no yes or no in what the model said: a wrong answer, not a failed sample
+    raise ConfigError(f"extract={task.extract} gives no text, which the metrics of {task.name} compare")
 
 
 def _compute(task: Task, answered: Sequence[Answered], settings: MetricSettings) -> Scores:

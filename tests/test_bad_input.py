@@ -15,6 +15,8 @@ from tests.support import Ran, answers, caption_files, lines, only_run, run_eval
 Command = Callable[..., Ran]
 RUN = ("model=fake", "task=vqav2", "data=files", "data.root=root", "data.check=false")
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
+WEIGHTS = "\x02" + "\x00" * 7 + "{}"
+"""A safetensors file without a tensor in it."""
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 
 
@@ -123,7 +125,7 @@ def test_duplicate_sample_ids_are_named(command: Command, root: Path) -> None:
 
 def test_a_question_without_annotation_is_named(command: Command, root: Path) -> None:
     change(root / ANNOTATIONS, "annotations", lambda rows: rows.pop())
-    refused(command(*RUN), "4002", "no annotation")
+    refused(command(*RUN), "annotations: 4002")
 
 
 def test_a_set_that_is_not_the_official_one_is_refused_with_both_numbers(
@@ -155,6 +157,14 @@ def half_jpeg(path: Path) -> None:
     path.with_suffix(".jpg").write_bytes(data[: len(data) // 2])
 
 
+def half_png(path: Path) -> None:
+    from PIL import Image
+
+    Image.frombytes("RGB", (64, 64), os.urandom(64 * 64 * 3)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
 def flipped_png(path: Path) -> None:
     data = bytearray(path.read_bytes())
     place = data.index(b"IDAT") + 6
@@ -171,15 +181,14 @@ def large_png(path: Path) -> None:
 BROKEN: dict[str, Callable[[Path], object]] = {
     "truncated JPEG": half_jpeg,
     "corrupt PNG": flipped_png,
-    "truncated PNG": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "truncated PNG": half_png,
     "empty file": lambda path: path.write_bytes(b""),
     "no image": lambda path: path.write_text("<html>404</html>"),
     "oversized": large_png,
-    "folder": lambda path: (path.unlink(), path.mkdir()),
 }
 
 
-@pytest.mark.parametrize("damage", [name for name in BROKEN if name != "folder"])
+@pytest.mark.parametrize("damage", list(BROKEN))
 def test_a_broken_image_makes_failed_samples_and_the_next_start_asks_only_them(
     command: Command, tmp_path: Path, root: Path, damage: str
 ) -> None:
@@ -326,13 +335,14 @@ def test_a_damaged_file_of_a_run_is_named(command: Command, tmp_path: Path, name
     [
         (None, "nowhere"),
         ({}, "folder"),
-        ({"config.json": "{}"}, "config.json"),
-        ({"config.json": "{"}, "config.json"),
-        ({"config.json": '{"model_type": "bert"}'}, "bert"),
+        ({"config.json": '{"model_type": "blip-2"}'}, "no weights"),
+        ({"config.json": "{}", "model.safetensors": WEIGHTS}, "folder"),
+        ({"config.json": "{", "model.safetensors": WEIGHTS}, "folder"),
+        ({"config.json": '{"model_type": "bert"}', "model.safetensors": WEIGHTS}, "bert"),
         ({"config.json": '{"model_type": "blip-2"}', "model.safetensors": "torn"}, "folder"),
         ({"config.json": '{"model_type": "blip-2"}', "pytorch_model.bin": "pickle"}, "safetensors"),
     ],
-    ids=["absent", "empty", "no type", "torn config", "wrong family", "torn weights", "pickle"],
+    ids=["absent", "empty", "no weights", "no type", "torn config", "wrong family", "torn weights", "pickle"],
 )
 def test_a_checkpoint_folder_that_is_no_model_is_named(
     command: Command, tmp_path: Path, content: dict[str, str] | None, says: str

@@ -75,7 +75,8 @@ def test_values_take_the_type_of_their_key() -> None:
     got = run(
         "model=fake", "task=vqav2", "limit=5", "k=64", "image_size=224", "allow_partial=true", "max_failed=2",
         "out=/x/y", "devices=2", "engine.image_batch=3", "engine.heartbeat_s=9", "metrics.names=[CIDEr,Bleu_4]",
-        "data.check=false", "data.max_pixels=1000", "decoding.num_beams=5", "decoding.length_penalty=-1", "decoding.stop=[a,b]",
+        "data.check=false", "data.max_pixels=1000", "decoding.num_beams=5", "decoding.length_penalty=-1",
+        "decoding.stop=[a,b]",
         "model.seed=7", "model.fail_on=[x,y]",
     )  # fmt: skip
     assert (got.limit, got.k, got.image_size, got.allow_partial, got.max_failed) == (5, 64, 224, True, 2)
@@ -203,6 +204,8 @@ def test_a_wrong_name_lists_all_that_are_known() -> None:
         ("limit=1.5", "limit=1.5 is not"),
         ("limit=true", "limit=True is not"),
         ("limit=", "limit='' is not"),
+        ("devices=0", "devices=0: give the number of workers"),
+        ("devices=two", "devices=two: give the number of workers"),
         ("max_failed=-1", "max_failed=-1: give a number from 0"),
         ("allow_partial=maybe", "allow_partial='maybe' is not of the right kind: it takes bool"),
         ("engine.image_batch=0", "engine.image_batch=0: give a number from 1"),

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalkit import score
-from evalkit.errors import IncompleteError
+from evalkit.errors import ConfigError, IncompleteError
 from evalkit.metrics.intervals import clustered_mean_interval
 from evalkit.types import Answered, Dataset, Metric, MetricSettings, Prediction, Sample, Scores, Task, Text
 
@@ -231,6 +231,24 @@ def test_max_failed_allows_so_many_and_nothing_missing() -> None:
 def test_an_empty_output_is_an_answer() -> None:
     result = scored(["", "yes"])
     assert (result["n"], result["scores"]["exact"]) == (2, 0.5)
+
+
+def test_an_output_without_an_answer_in_it_is_wrong_not_failed() -> None:
+    result = scored(["dunno", "no"], made=task(extract="yes_no"))
+    assert (result["n"], result["failed"], result["scores"]["exact"]) == (2, 0, 0.0)
+
+
+def test_an_extraction_that_gives_no_text_is_refused_where_text_is_compared() -> None:
+    with pytest.raises(ConfigError, match="extract=box_0_1 gives no text"):
+        score.score(
+            task(extract="box_0_1"),
+            Dataset(
+                samples=(Sample(id="0", image_ids=("i",), fields={"width": 10, "height": 10}, reference="yes"),),
+                images=NoImages(),
+            ),
+            replies(["[0.1, 0.1, 0.5, 0.5]"]),
+            MetricSettings(),
+        )
 
 
 def test_with_nothing_answered_there_is_no_score() -> None:
