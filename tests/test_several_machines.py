@@ -1,0 +1,272 @@
+"""Several machines share a run folder and nothing else; one that is lost leaves its share missing.
+
+python -m pytest tests/test_several_machines.py
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evalkit.crew import Place
+from evalkit.errors import ConfigError
+from tests.support import Ran, answers, caption_files, environment, only_run, run_evalkit, start, vqa_files
+
+PATIENCE = 240.0
+IMAGES, QUESTIONS = 40, 4
+HEARTBEAT = "engine.heartbeat_s=15"
+
+
+def line(files: Path, task: str = "vqav2", *more: str) -> list[str]:
+    return [
+        "model=custom", "model._target_=tests.odd_models.Odd", "model.name=odd", f"task={task}",
+        "engine.image_batch=2", "engine.prompt_batch=3", "data=files", f"data.root={files}", "data.check=false", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = vqa_files(tmp_path_factory.mktemp("files"), images=IMAGES, questions=QUESTIONS)
+    return caption_files(root, images=IMAGES)
+
+
+@pytest.fixture(scope="module")
+def quiet(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """What one process on one machine gives: its answers, and the bytes of its scores."""
+    known: dict[str, Any] = {}
+
+    def result(task: str) -> Any:
+        if task not in known:
+            folder = tmp_path_factory.mktemp("quiet")
+            ran = run_evalkit(*line(files, task), cwd=folder)
+            assert ran.code == 0, ran.err
+            known[task] = found(folder)
+        return known[task]
+
+    return result
+
+
+def found(folder: Path) -> Any:
+    run = only_run(folder)
+    return answers(run), (run / "scores.json").read_bytes()
+
+
+def until(what: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := what():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"did not happen within {seconds} s")
+
+
+def writers(folder: Path) -> int:
+    """Logs with something in them."""
+    return sum(path.stat().st_size > 0 for path in folder.glob("results/runs/*/*/*/predictions/*.jsonl"))
+
+
+def finish(process: subprocess.Popen[str]) -> Ran:
+    try:
+        out, err = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    return Ran(process.returncode, out, err)
+
+
+# -- what a launcher says
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ({}, Place()),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+         Place(rank=3, world_size=4, local_rank=1)),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, Place(rank=1, world_size=2)),
+        ({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"},
+         Place(rank=2, world_size=4, local_rank=0)),
+        ({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"},
+         Place(rank=2, world_size=4)),
+        # torchrun inside of srun, one agent a node: torchrun knows more
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"},
+         Place(rank=5, world_size=8, local_rank=1)),
+        # a batch script that calls evalkit without srun
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, Place()),
+    ],
+)  # fmt: skip
+def test_place(variables: dict[str, str], place: Place) -> None:
+    assert Place.from_environment(variables) == place
+
+
+@pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("a", "2"), ("0", "")])
+def test_a_place_that_cannot_be_is_named(rank: str, size: str) -> None:
+    with pytest.raises(ConfigError, match=f"RANK={rank} and WORLD_SIZE={size}"):
+        Place.from_environment({"RANK": rank, "WORLD_SIZE": size})
+
+
+# -- two processes that know of each other by rank and world size alone
+
+
+@pytest.mark.parametrize("task", ["vqav2", "retrieval"])
+def test_two_machines_share_the_work(files: Path, quiet: Any, tmp_path: Path, task: str) -> None:
+    both = [
+        start(*line(files, task, "model.batch_s=0.02"), cwd=tmp_path, RANK=str(rank), WORLD_SIZE="2")
+        for rank in range(2)
+    ]
+    for process in both:
+        ran = finish(process)
+        assert ran.code == 0, ran.err
+    assert found(tmp_path) == quiet(task)
+    run = only_run(tmp_path)
+    lines = [path.read_bytes().count(b"\n") for path in (run / "predictions").glob("*.jsonl")]
+    assert sum(lines) == len(answers(run))  # each sample was asked by one of them alone
+    assert min(count for count in lines if count) >= sum(lines) / 4
+
+
+@pytest.mark.parametrize("task", ["vqav2", "retrieval"])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_machine_leaves_its_share_missing(files: Path, quiet: Any, tmp_path: Path, task: str, lost: int) -> None:
+    both = [
+        start(*line(files, task, "model.batch_s=0.1", HEARTBEAT), cwd=tmp_path, RANK=str(rank), WORLD_SIZE="2")
+        for rank in range(2)
+    ]
+    until(lambda: writers(tmp_path) == 2 or (task == "retrieval" and list(tmp_path.glob("results/runs/*/*/*/itc"))))
+    both[lost].kill()
+    both[lost].communicate(timeout=PATIENCE)
+    ran = finish(both[1 - lost])
+    assert ran.code == 3, ran.err
+    assert "nobody has written anything for 15 s" in ran.err
+    run = only_run(tmp_path)
+    kept = answers(run)
+    assert len(kept) < len(quiet(task)[0])
+    if task == "vqav2":
+        assert len(kept) >= len(quiet(task)[0]) / 3  # a share, and what the other had done
+    if lost == 1:
+        assert f"{len(quiet(task)[0]) - len(kept)} " in ran.err  # process 0 says how many are missing
+        assert "missing" in ran.err
+    assert not (run / "scores.json").exists()
+    again = run_evalkit(*line(files, task, "devices=2"), cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert found(tmp_path) == quiet(task)
+
+
+def test_a_later_start_may_have_any_number_of_machines(files: Path, quiet: Any, tmp_path: Path) -> None:
+    one_of_three = run_evalkit(*line(files, "vqav2", "engine.heartbeat_s=2"), cwd=tmp_path, RANK="0", WORLD_SIZE="3")
+    assert one_of_three.code == 3, one_of_three.err
+    both = [start(*line(files), cwd=tmp_path, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    for process in both:
+        ran = finish(process)
+        assert ran.code == 0, ran.err
+    assert found(tmp_path) == quiet("vqav2")
+
+
+# -- two hosts for real: network namespaces with addresses of their own, torchrun across them
+
+
+@dataclass(frozen=True)
+class Host:
+    """A network namespace."""
+
+    name: str
+    address: str
+    link: str
+
+    def popen(self, *words: str, cwd: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.name, *words], cwd=cwd, env=environment(), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def unplug(self) -> None:
+        """Cut the wire: nothing reaches this host any more."""
+        _ip("-n", self.name, "link", "set", self.link, "down")
+
+    def kill(self) -> None:
+        """Kill -9 everything that runs on this host."""
+        for pid in subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True).stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def _ip(*words: str) -> None:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"network namespaces are not permitted here: ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[Host]]:
+    """Two hosts with a wire between them."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("two hosts are made with `ip netns` (iproute2), by root alone")
+    tag = f"{os.getpid() % 100000}"
+    pair = [Host(f"evk{side}{tag}", f"10.213.7.{number}", f"ev{side}{tag}") for number, side in enumerate("ab", 1)]
+    try:
+        for host in pair:
+            _ip("netns", "add", host.name)
+            _ip("-n", host.name, "link", "set", "lo", "up")
+        a, b = pair
+        _ip("link", "add", a.link, "netns", a.name, "type", "veth", "peer", "name", b.link, "netns", b.name)
+        for host in pair:
+            _ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", host.link)
+            _ip("-n", host.name, "link", "set", host.link, "up")
+        yield pair
+    finally:
+        for host in pair:
+            host.kill()
+            subprocess.run(["ip", "netns", "del", host.name], capture_output=True)
+
+
+def torchrun(hosts: list[Host], number: int, *words: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start torchrun on a host; the first one keeps the rendezvous."""
+    options = [
+        "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={hosts[0].address}:29431",
+        "--rdzv-id=evalkit", f"--rdzv-conf=is_host={int(number == 0)},join_timeout=200",
+        f"--local-addr={hosts[number].address}",
+    ]  # fmt: skip
+    return hosts[number].popen(
+        sys.executable, "-m", "torch.distributed.run", *options, "-m", "evalkit", *words, cwd=cwd
+    )
+
+
+@pytest.mark.slow
+def test_torchrun_across_two_hosts(files: Path, quiet: Any, tmp_path: Path, hosts: list[Host]) -> None:
+    both = [torchrun(hosts, number, *line(files, "vqav2", HEARTBEAT), cwd=tmp_path) for number in range(2)]
+    for process in both:
+        ran = finish(process)
+        assert ran.code == 0, ran.out
+    assert writers(tmp_path) == 2
+    assert found(tmp_path) == quiet("vqav2")
+
+
+@pytest.mark.slow
+def test_a_host_that_is_cut_off(files: Path, quiet: Any, tmp_path: Path, hosts: list[Host]) -> None:
+    words = line(files, "vqav2", "model.batch_s=0.5", HEARTBEAT)
+    both = [torchrun(hosts, number, *words, cwd=tmp_path) for number in range(2)]
+    until(lambda: writers(tmp_path) == 2)
+    hosts[1].unplug()
+    time.sleep(1)
+    hosts[1].kill()
+    both[1].communicate(timeout=PATIENCE)
+    ran = finish(both[0])
+    # evalkit ends with 3; torchrun reports that and ends with 1, as it does for every exit code of its processes.
+    assert ran.code == 1, ran.out
+    assert "nobody has written anything for 15 s" in ran.out
+    assert "missing" in ran.out
+    assert "exitcode  : 3" in ran.out
+    run = only_run(tmp_path)
+    kept = answers(run)
+    assert IMAGES * QUESTIONS / 3 <= len(kept) < IMAGES * QUESTIONS
+    assert not (run / "scores.json").exists()
+    again = run_evalkit(*line(files), cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert found(tmp_path) == quiet("vqav2")
