@@ -7,81 +7,19 @@ here knows how many cases a file has or what is in them.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pytest
-
-from evalkit.errors import MetricError
 from evalkit.extract import box_999
-from evalkit.metrics import ptb
-from evalkit.metrics.caption import _Official, caption_scores
 from evalkit.metrics.gqa import gqa_scores
 from evalkit.metrics.grounding import iou
-from evalkit.metrics.java import Failure, find_java
 from evalkit.metrics.mme import mme_label, mme_scores, mme_task
 from evalkit.metrics.retrieval import Pair, ranked_candidates, recall_at_k
-from evalkit.metrics.spice import spice
 from evalkit.metrics.text import anls, relaxed_accuracy
 from evalkit.metrics.vqa import normalise, vqa_accuracy, vqa_metric
 from evalkit.types import Answered, MetricSettings, Sample, Scores, Text
-from tests.support import shared
-
-Doc = dict[str, Any]
-Check = Callable[[Doc], Iterator[str]]
-
-EXACT = 1e-9
-ROUNDED = 0.005 + 1e-9
-"""Half a unit of the second decimal: the official VQA code rounds percentages."""
-SINGLE = 1e-5
-"""Box overlaps come from single precision."""
-CAPTIONS = 1e-6
-"""Relative."""
-
-DESCRIBING = frozenset({"metric", "origin", "notes"})
-"""Keys of every file that hold neither cases nor expectations."""
-
-
-@dataclass(frozen=True)
-class GoldenFile:
-    blocks: Mapping[str, Check]
-    """By dotted key; a name after a space means: only what the block says about that metric."""
-    inputs: frozenset[str] = frozenset()
-    """Other keys: what the blocks are computed from."""
-    expectations: frozenset[str] = field(
-        default_factory=lambda: frozenset({"expected", "legacy_lavis_qwen", "qwen_vl", "expected_label"})
-    )
-    """In a block that is a list of cases, the keys of a case that hold what is expected."""
-    mutations: int = 12
-    """How many kinds of expectation are changed, one at a time, to see that it is noticed."""
-
-
-def differences(
-    where: str, actual: Any, expected: Any, tolerance: float = EXACT, relative: bool = False
-) -> Iterator[str]:
-    """Compare as deep as `expected` goes; every key it has must be there."""
-    if isinstance(expected, Mapping):
-        for key, value in expected.items():
-            if not isinstance(actual, Mapping) or key not in actual:
-                yield f"{where}.{key}: evalkit has no such value, expected {value!r}"
-            else:
-                yield from differences(f"{where}.{key}", actual[key], value, tolerance, relative)
-    elif isinstance(expected, list):
-        if not isinstance(actual, list | tuple) or len(actual) != len(expected):
-            yield f"{where}: {actual!r}, expected {expected!r}"
-        else:
-            for i, (one, other) in enumerate(zip(actual, expected, strict=True)):
-                yield from differences(f"{where}[{i}]", one, other, tolerance, relative)
-    elif isinstance(expected, int | float) and not isinstance(expected, bool):
-        allowed = tolerance * abs(expected) + 1e-12 if relative else tolerance
-        is_number = isinstance(actual, int | float) and not isinstance(actual, bool)
-        if not is_number or not (abs(actual - expected) <= allowed or actual == expected):
-            yield f"{where}: {actual!r}, expected {expected!r}"
-    elif type(actual) is not type(expected) or actual != expected:
-        yield f"{where}: {actual!r}, expected {expected!r}"
-
+from tests.golden_captions import CAPTION_FILES
+from tests.golden_compare import ROUNDED, SINGLE, Check, Doc, GoldenFile, count, differences
 
 # VQA
 
@@ -438,163 +376,6 @@ def _mme_parse(doc: Doc) -> Iterator[str]:
         yield from differences(repr(case["prediction"]), mme_label(case["prediction"]), case["expected_label"])
 
 
-# Captions
-
-_BY_HAND = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr")
-"""What needs no Java."""
-
-
-def _no_java() -> str | None:
-    try:
-        find_java(None)
-    except MetricError as error:
-        return str(error)
-    return None
-
-
-def _same_tokens(captions: Sequence[str], expected: Sequence[str], context: ptb.Context) -> Iterator[str]:
-    """Compare the tokens that `caption_scores` uses; those outside the guard of its own tokenizer may need Java."""
-    actual = _Official(MetricSettings()).tokens(captions, context)
-    missed = 0
-    for caption, one, other in zip(captions, actual, expected, strict=True):
-        if one != other and _no_java() and not ptb.guarded(caption):
-            missed += 1
-        elif one != other:
-            yield f"{caption!r}: {one!r}, expected {other!r}"
-    if missed:
-        pytest.skip(f"{missed} captions are outside the tokenizer's guard, and there is no Java: {_no_java()}")
-
-
-def _tokenized(doc: Doc) -> Iterator[str]:
-    """As the official wrapper does it: all references are the lines of one file, all hypotheses of another."""
-    by_id = {each["image_id"]: each for each in doc["tokenized"]}
-    images = [(image, by_id[image["image_id"]]) for image in doc["images"]]
-    yield from _same_tokens(
-        [text for image, _ in images for text in image["references"]],
-        [text for _, tokens in images for text in tokens["references"]],
-        "file",
-    )
-    hypotheses = [image["hypothesis"] for image, _ in images]
-    yield from _same_tokens(hypotheses, [tokens["hypothesis"] for _, tokens in images], "file")
-
-
-def _tokenizer_cases(doc: Doc) -> Iterator[str]:
-    cases = doc["tokenizer_cases"]
-    yield from _same_tokens([case["raw"] for case in cases], [case["tokenized"] for case in cases], "isolated")
-
-
-def _images(doc: Doc, ids: Iterable[int] | None = None) -> list[Doc]:
-    wanted = None if ids is None else set(ids)
-    return [image for image in doc["images"] if wanted is None or image["image_id"] in wanted]
-
-
-def _caption_scores(images: Sequence[Doc], metrics: Sequence[str]) -> Scores:
-    if "METEOR" in metrics and (reason := _no_java()):
-        pytest.skip(f"METEOR is Java: {reason}")
-    return caption_scores(
-        {image["image_id"]: image["hypothesis"] for image in images},
-        {image["image_id"]: image["references"] for image in images},
-        metrics=metrics,
-    )
-
-
-def _per_image(images: Sequence[Doc], metrics: Sequence[str]) -> Doc:
-    """Means as the set gives them; BLEU and METEOR, which are none, from each image alone."""
-    scores = _caption_scores(images, metrics)
-    values: Doc = {}
-    for place, image in enumerate(images):
-        alone = [name for name in metrics if name not in scores.per_sample]
-        row = dict(_caption_scores([image], alone).aggregate) if alone else {}
-        values[str(image["image_id"])] = row | {name: column[place] for name, column in scores.per_sample.items()}
-    return values
-
-
-def _captions(block: str, part: str, metrics: Sequence[str]) -> Check:
-    """Check `aggregate` or `per_image` of a block, as far as it is about these metrics."""
-
-    def check(doc: Doc) -> Iterator[str]:
-        found = doc[block]
-        images = _images(doc, found.get("image_ids") or ([found["image_id"]] if "image_id" in found else None))
-        if part == "aggregate":
-            actual: Doc = dict(_caption_scores(images, metrics).aggregate)
-            expected = {name: value for name, value in found[part].items() if _is_about(name, metrics)}
-        else:
-            actual = _per_image(images, metrics)
-            expected = {
-                key: {name: value for name, value in row.items() if _is_about(name, metrics)}
-                for key, row in found[part].items()
-            }
-        yield from differences(f"{block}.{part}", actual, expected, CAPTIONS, relative=True)
-
-    return check
-
-
-def _is_about(name: str, metrics: Sequence[str]) -> bool:
-    """Return whether a metric belongs to this block; one that no block knows belongs to those without Java."""
-    return name in metrics or (name != "METEOR" and metrics == _BY_HAND)
-
-
-# SPICE
-
-
-def _spice_settings() -> MetricSettings:
-    if reason := _no_java():
-        pytest.skip(f"SPICE is Java: {reason}")
-    folder = os.environ.get("EVALKIT_CORENLP") or str(shared("corenlp"))
-    return MetricSettings(corenlp=folder)
-
-
-def _spice_cases(block: str) -> Check:
-    def check(doc: Doc) -> Iterator[str]:
-        cases = doc[block]
-        tokens = [case["tokenized"] for case in cases]
-        for key in ("references", "hypothesis"):
-            raw, expected = (
-                [[case[key]] if key == "hypothesis" else case[key] for case in each] for each in (cases, tokens)
-            )
-            yield from _same_tokens(
-                [text for texts in raw for text in texts], [text for texts in expected for text in texts], "file"
-            )
-        scores = spice([(each["hypothesis"], each["references"]) for each in tokens], _spice_settings())
-        for case, score in zip(cases, scores, strict=True):
-            if isinstance(score, Failure):
-                yield f"image {case['image_id']}: {score.reason}"
-                continue
-            actual = {
-                "scores": {
-                    name: {
-                        "f": each.f,
-                        "pr": each.precision,
-                        "re": each.recall,
-                        "tp": each.tp,
-                        "fp": each.fp,
-                        "fn": each.fn,
-                    }
-                    for name, each in score.categories.items()
-                },
-                "test_tuples": [list(each) for each in score.hypothesis_tuples],
-                "matched_test_tuples": [list(each) for each in score.matched_tuples],
-                "ref_tuples": [list(each) for each in score.reference_tuples],
-            }
-            yield from differences(f"image {case['image_id']}", actual, case["expected"])
-
-    return check
-
-
-def _spice_aggregate(doc: Doc) -> Iterator[str]:
-    scores = caption_scores(
-        {image["image_id"]: image["hypothesis"] for image in doc["images"]},
-        {image["image_id"]: image["references"] for image in doc["images"]},
-        metrics=["SPICE"],
-        settings=_spice_settings(),
-    )
-    if reason := scores.unavailable.get("SPICE"):
-        yield f"SPICE: {reason}"
-    else:
-        actual = {"SPICE": scores.aggregate["SPICE"], "by_category": scores.details["SPICE"]}
-        yield from differences("aggregate", actual, doc["expected"]["aggregate"])
-
-
 # Shared
 
 
@@ -606,14 +387,7 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _count(key: str, number: Callable[[Doc], int]) -> Check:
-    def check(doc: Doc) -> Iterator[str]:
-        yield from differences(key, number(doc), doc[key])
-
-    return check
-
-
-_NUM_CASES = _count("n", lambda doc: len(doc["cases"]))
+_NUM_CASES = count("n", lambda doc: len(doc["cases"]))
 
 FILES: Mapping[str, GoldenFile] = {
     "vqa_accuracy": GoldenFile(
@@ -634,8 +408,8 @@ FILES: Mapping[str, GoldenFile] = {
     "gqa": GoldenFile(
         inputs=frozenset({"questions", "choices", "scene_graphs", "attentions", "predictions"}),
         blocks={
-            "n": _count("n", lambda doc: len(doc["questions"])),
-            "n_balanced": _count("n_balanced", lambda doc: sum(q["isBalanced"] for q in doc["questions"].values())),
+            "n": count("n", lambda doc: len(doc["questions"])),
+            "n_balanced": count("n_balanced", lambda doc: sum(q["isBalanced"] for q in doc["questions"].values())),
             "expected.scores": _gqa_scores,
             "expected.per_question": _gqa_per_question,
             "expected.printed": _gqa_printed,
@@ -643,38 +417,14 @@ FILES: Mapping[str, GoldenFile] = {
     ),
     "refcoco_iou": GoldenFile(
         blocks={
-            "n": _count("n", lambda doc: len(doc["qwen_cases"]) + len(doc["refer_cases"])),
+            "n": count("n", lambda doc: len(doc["qwen_cases"]) + len(doc["refer_cases"])),
             "qwen_cases": _qwen_cases,
             "refer_cases": _refer_cases,
             "aggregate": _box_aggregate,
         }
     ),
     "retrieval": GoldenFile(blocks={"sets": _retrieval_sets}),
-    "caption_small": GoldenFile(
-        inputs=frozenset({"images", "image_ids", "image_id"}),
-        expectations=frozenset({"references", "hypothesis", "tokenized", "aggregate", "per_image"}),
-        blocks={
-            "n": _count("n", lambda doc: len(doc["images"])),
-            "tokenized": _tokenized,
-            "tokenizer_cases": _tokenizer_cases,
-            **{
-                f"{block}.{part}{suffix}": _captions(block, part, metrics)
-                for block in ("expected", "subset_first_3", "single_image")
-                for part in ("aggregate", "per_image")
-                for suffix, metrics in (("", _BY_HAND), (" METEOR", ("METEOR",)))
-            },
-        },
-    ),
-    "spice_small": GoldenFile(
-        expectations=frozenset({"expected", "tokenized"}),
-        blocks={
-            "n": _count("n", lambda doc: len(doc["images"])),
-            "images": _spice_cases("images"),
-            "edge_cases": _spice_cases("edge_cases"),
-            "expected.aggregate": _spice_aggregate,
-        },
-        mutations=5,
-    ),
+    **CAPTION_FILES,
     "anls": GoldenFile(blocks={"n": _NUM_CASES, "cases": _anls_cases, "aggregate": _anls_aggregate}),
     "relaxed_accuracy": GoldenFile(
         blocks={

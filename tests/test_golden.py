@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 
-from tests.golden_blocks import DESCRIBING, FILES, Doc, GoldenFile
+from tests.golden_blocks import FILES
+from tests.golden_compare import DESCRIBING, Doc, GoldenFile
 
 OWN = Path(__file__).parent / "golden"
 FOLDER = Path(os.environ.get("EVALKIT_GOLDEN", OWN))
