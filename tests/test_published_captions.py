@@ -1,7 +1,7 @@
 """Caption scores that others published, from the captions they published.
 
-A test an entry of `data/expected_scores.json` of the shared evaluation data that is about captions. What needs Java, and
-what parses 30,000 captions, stands apart.
+A test an entry of `data/expected_scores.json` of the shared evaluation data that is about captions. What needs Java,
+and what parses 30,000 captions, stands apart.
 """
 
 from __future__ import annotations
