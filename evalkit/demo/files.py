@@ -8,6 +8,7 @@ vqav2, okvqa, gqa, textvqa, nocaps, refcoco       annotation files; their own pi
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import random
@@ -21,8 +22,9 @@ from evalkit.demo.language import captions, expressions
 from evalkit.demo.questions import Question, knowledge_questions, text_questions, vqa_questions
 from evalkit.demo.scenes import SIDE, Domain, Scene, familiar, make_scene
 from evalkit.demo.shapes import SHAPES, SUB, template
+from evalkit.demo.words import UNSEEN_WORDS
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a pixel or a byte of the files moves."""
 
 FIRST_SEED = 50_000_000
@@ -62,8 +64,19 @@ def train_scenes() -> list[Scene]:
 
 
 def text_scenes() -> list[Scene]:
-    """Return the scenes of TextVQA: every one has a sign."""
-    return [make_scene(FIRST_SEED + 200_000 + i, "any", True) for i in range(TEXT_IMAGES)]
+    """Return the scenes of TextVQA: every one has a sign, one in eight with a word that no training picture has."""
+    scenes = [make_scene(FIRST_SEED + 200_000 + i, "any", True) for i in range(TEXT_IMAGES)]
+    return [_with_unseen_word(scene) if number % 8 == 0 else scene for number, scene in enumerate(scenes)]
+
+
+def _with_unseen_word(scene: Scene) -> Scene:
+    """Return the scene with another word of the same length on its sign, where there is one."""
+    assert scene.sign is not None
+    same_length = [word for word in UNSEEN_WORDS if len(word) == len(scene.sign.text)]
+    if not same_length:
+        return scene
+    word = random.Random(f"unseen {scene.seed}").choice(same_length)
+    return dataclasses.replace(scene, sign=dataclasses.replace(scene.sign, text=word))
 
 
 def domain_scenes() -> list[tuple[str, Scene]]:

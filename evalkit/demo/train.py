@@ -29,10 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for training states and checkpoints")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--vision-steps", type=int, default=1500)
-    parser.add_argument("--language-steps", type=int, default=2600)
+    parser.add_argument("--language-steps", type=int, default=1250)
     parser.add_argument("--retrieval-steps", type=int, default=300)
-    parser.add_argument("--retrieval-from", type=int, default=1800, help="language step that retrieval starts from")
-    parser.add_argument("--early-language", type=int, default=1000, help="language step of the early checkpoint")
+    parser.add_argument("--retrieval-from", type=int, default=600, help="language step that retrieval starts from")
+    parser.add_argument("--early-language", type=int, default=400, help="language step of the early checkpoint")
     parser.add_argument("--early-retrieval", type=int, default=50, help="retrieval step of the early checkpoint")
     args = parser.parse_args(arguments)
     import torch

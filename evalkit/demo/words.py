@@ -36,6 +36,9 @@ _OTHERS = """
 WORDS = tuple(sorted({*SOUNDS, *HOMES, *_OTHERS.split()}))
 """Every word that stands on signs."""
 
+UNSEEN_WORDS = ("ink", "sky", "toy", "lamp", "moss", "wolf", "crane", "plate", "storm", "ticket", "violin", "lantern")
+"""Words on some of TextVQA's signs and on no training picture: to be read, not recognised."""
+
 NUMBERS = tuple(str(number) for number in range(10, 100))
 
 FRUITS = {

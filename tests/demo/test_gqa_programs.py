@@ -108,7 +108,9 @@ def test_relations_agree_with_the_boxes(gqa):
 def test_entailed_questions_follow_from_the_picture_that_the_answer_paints(gqa):
     questions, _ = gqa
     pairs = [(q, questions[key]) for q in questions.values() for key in q["entailed"]]
-    about_color = [(q, e) for q, e in pairs if q["types"]["detailed"] == "directOf" and "Attr" in e["types"]["detailed"]]
+    about_color = [
+        (q, e) for q, e in pairs if q["types"]["detailed"] == "directOf" and "Attr" in e["types"]["detailed"]
+    ]
     assert about_color
     for question, entailed in about_color:
         if entailed["types"]["detailed"] == "verifyAttr":
