@@ -1,7 +1,7 @@
 """MME: yes-or-no questions in pairs. Follows `eval_tool/calculation.py` of the MME release.
 
 A sample's reference is {"task": "existence", "answer": "Yes" | "No"}, its first image the one the pair is about; the
-answer is the model's text, not stripped: the official parser looks at its first four characters.
+answer is the model's text, not stripped: the official parser looks at its first four characters. None is "other".
 """
 
 from __future__ import annotations
@@ -121,9 +121,9 @@ def mme_scores(answered: Sequence[Answered], settings: MetricSettings) -> Scores
     tasks: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for each in answered:
         images = tasks.setdefault(each.sample.reference["task"], {})
-        images.setdefault(each.sample.image_ids[0], []).append((each.sample.reference["answer"], each.answer))
+        images.setdefault(each.sample.image_ids[0], []).append((each.sample.reference["answer"], each.answer or ""))
     scored = {name: mme_task(list(images.values())) for name, images in sorted(tasks.items())}
-    right = tuple(float(mme_label(each.answer) == each.sample.reference["answer"].lower()) for each in answered)
+    right = tuple(float(mme_label(each.answer or "") == each.sample.reference["answer"].lower()) for each in answered)
     aggregate = {"accuracy": math.fsum(right) / len(right)} | {name: task.score for name, task in scored.items()}
     unavailable = {}
     for total, names in (("perception", PERCEPTION), ("cognition", COGNITION)):

@@ -3,7 +3,7 @@
     anls                the RRC script of DocVQA and InfographicVQA (QwenLM/Qwen-VL `eval_mm/infographicsvqa_eval.py`)
     relaxed_accuracy    google-research/pix2struct `pix2struct/metrics.py` (ChartQA), and Qwen-VL's call of it
 
-A sample's reference is {"answers": [str, ...]}; the answer is text.
+A sample's reference is {"answers": [str, ...]}; the answer is text, or None where the extraction found none: wrong.
 """
 
 from __future__ import annotations
@@ -160,5 +160,9 @@ def _mean(
 ) -> Scores:
     if not answered:
         return Scores(unavailable={name: "no sample was answered"})
-    values = tuple(score(each.answer, each.sample.reference["answers"]) for each in answered)
+    if other := next((each for each in answered if each.answer is not None and not isinstance(each.answer, str)), None):
+        return Scores(unavailable={name: f"it compares text, but the answer to question {other.sample.id} is none"})
+    values = tuple(
+        0.0 if each.answer is None else score(each.answer, each.sample.reference["answers"]) for each in answered
+    )
     return Scores(aggregate={name: math.fsum(values) / len(values)}, per_sample={name: values})

@@ -114,7 +114,8 @@ def normalise(prediction: str, answers: Sequence[Answer], *, variant: str) -> No
 def vqa_metric(variant: str) -> Metric:
     """Return the metric of a VQA task: `vqa_accuracy` under this variant, and `vqa_accuracy[...]` under all four.
 
-    A sample's reference is {"answers": [{"answer": str, "answer_id": int}, ...]}; the answer is text.
+    A sample's reference is {"answers": [{"answer": str, "answer_id": int}, ...]}; the answer is text, or None where
+    the extraction found none, which is wrong.
 
     Raises:
         ConfigError: The variant is not known.
@@ -158,10 +159,14 @@ def _values(answered: Sequence[Answered], variant: str) -> tuple[float, ...]:
         raise MetricError("no sample was answered")
     values = []
     for each in answered:
+        if each.answer is not None and not isinstance(each.answer, str):
+            raise MetricError(f"VQA accuracy compares text, but the answer to question {each.sample.id} is none")
         try:
-            values.append(vqa_accuracy(each.answer, each.sample.reference["answers"], variant=variant))
+            # The accuracy of "" is asked for the errors; no answer is not the answer "".
+            accuracy = vqa_accuracy(each.answer or "", each.sample.reference["answers"], variant=variant)
         except MetricError as error:
             raise MetricError(f"{error} (question {each.sample.id})") from error
+        values.append(0.0 if each.answer is None else accuracy)
     return tuple(values)
 
 

@@ -84,6 +84,14 @@ def test_metrics_are_means_with_a_value_a_sample() -> None:
         assert metric.compute([], MetricSettings()).unavailable.keys() == {name}
 
 
+def test_no_answer_is_wrong_and_a_box_is_no_text() -> None:
+    sample = Sample(id="5", image_ids=("7",), reference={"answers": [""]})
+    for metric, name in ((anls_metric(), "anls"), (relaxed_metric(), "relaxed_accuracy")):
+        assert metric.compute([Answered(sample=sample, answer=None)], MetricSettings()).aggregate == {name: 0}
+        scores = metric.compute([Answered(sample=sample, answer=(1, 2, 3, 4))], MetricSettings())
+        assert "question 5" in scores.unavailable[name]
+
+
 @given(prediction=any_text, answers=st.lists(any_text, min_size=1, max_size=3))
 def test_no_string_crashes_them(prediction: str, answers: list[str]) -> None:
     assert 0 <= anls(prediction, answers) <= 1

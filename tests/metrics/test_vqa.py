@@ -135,6 +135,14 @@ def test_a_variant_that_cannot_be_computed_says_why_and_takes_no_other_down() ->
     assert "question 2" in scores.unavailable["vqa_accuracy[m4c]"]
 
 
+def test_no_answer_is_wrong_and_a_box_is_no_text() -> None:
+    blank = Answered(sample=Sample(id="1", image_ids=("7",), reference={"answers": [""] * 10}), answer=None)
+    assert vqa_metric("official").compute([blank], MetricSettings()).aggregate["vqa_accuracy"] == 0
+    box = Answered(sample=Sample(id="2", image_ids=("7",), reference={"answers": ["cat"] * 10}), answer=(1, 2, 3, 4))
+    scores = vqa_metric("official").compute([box], MetricSettings())
+    assert "compares text, but the answer to question 2" in scores.unavailable["vqa_accuracy"]
+
+
 def test_names_choose() -> None:
     settings = MetricSettings(names=("vqa_accuracy[m4c]",))
     scores = vqa_metric("official").compute([asked("1", ["cat"] * 10, "cat")], settings)
