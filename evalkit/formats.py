@@ -34,7 +34,7 @@ def records(source: Source, slot: str, key: str | None = None) -> list[Mapping[s
     if not isinstance(found, list):
         raise DataError(f"{name} should be a list of records, but is {_shape(found)}")
     for number, record in enumerate(found):
-        if not isinstance(record, Mapping):
+        if not isinstance(record, dict):
             raise DataError(f"{name}: record {number} should be an object, but is {_shape(record)}")
     return found
 
@@ -45,7 +45,7 @@ def need(record: Any, key: str, where: str, kind: type[_T]) -> _T:
     Raises:
         DataError: The record is no object, or the field is absent, null or of another kind.
     """
-    if not isinstance(record, Mapping):
+    if not isinstance(record, dict):
         raise DataError(f"{where} should be an object with {key!r}, but is {_shape(record)}")
     if record.get(key) is None:
         raise DataError(f"{where} has no {key!r}; it has {', '.join(map(str, record)) or 'no fields'}")
@@ -101,12 +101,12 @@ def human_answers(values: Json, where: str) -> list[dict[str, Json]]:
         raise DataError(f"{where}: its answers should be a list, but are {_shape(values)}")
     answers: list[dict[str, Json]] = []
     for number, value in enumerate(values, 1):
-        if isinstance(value, str):
-            answers.append({"answer": value, "answer_id": number})
-        elif isinstance(value, Mapping) and isinstance(value.get("answer"), str):
-            answers.append({name: value[name] for name in ("answer", "answer_id") if value.get(name) is not None})
-        else:
+        text, key = (value, number) if isinstance(value, str) else (None, None)
+        if isinstance(value, dict):
+            text, key = value.get("answer"), value.get("answer_id")
+        if not isinstance(text, str):
             raise DataError(f"{where}: answer {number} should have a text 'answer', but is {_shape(value)}")
+        answers.append({"answer": text} if key is None else {"answer": text, "answer_id": key})
     return answers
 
 
