@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from evalkit.errors import UnsupportedError
+from evalkit.errors import ImageError, UnsupportedError
 from evalkit.types import Decoding, GeneratingModel, Kind, MatchingModel, Model, Prompt, Task
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ class _Generation:
             try:
                 found = self.model.generate(self.encode([odd]), prompts, Decoding())
                 expected = self.model.generate(self.encode([plain]), prompts, Decoding())
-            except UnsupportedError as error:
+            except (ImageError, UnsupportedError) as error:
                 yield Finding(check=f"image: {name}", passed=None, detail=f"refused: {error}")
                 continue
             yield self.same(f"image: {name}", expected, found)

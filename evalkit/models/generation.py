@@ -123,13 +123,12 @@ def position_limit(config: Any) -> int | None:
 
 
 def hide_padding(ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
-    """Return the ids with each row's padding replaced by the row's own first token.
+    """Return left-padded ids with each row's padding replaced by the row's own last token.
 
-    The ids go beside embeddings and a mask, so nothing reads these places but the repetition penalty. It would
-    penalise the padding token in padded rows only, and some models' padding token is their end of text.
+    A mask hides these places from attention, so nothing reads them but the repetition penalty. It would penalise the
+    padding token in padded rows only, and some models' padding token is their end of text.
     """
-    first_B1 = mask_BL.to(ids_BL.dtype).argmax(dim=1, keepdim=True)
-    return ids_BL.where(mask_BL.bool(), ids_BL.gather(1, first_B1))
+    return ids_BL.where(mask_BL.bool(), ids_BL[:, -1:])
 
 
 def check_length(limit: int | None, length: int, prompts: Sequence[Prompt], decoding: Decoding) -> None:

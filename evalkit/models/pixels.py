@@ -44,6 +44,21 @@ def _to_eight_bits(image: Image) -> Image:
     return PillowImage.fromarray(np.clip(np.rint(scaled_HW), 0, 255).astype(np.uint8), mode="L")
 
 
+def padded(image: Image, colour: Sequence[float]) -> Image:
+    """Return the image in the middle of a square of this colour (channels in 0..1), as LLaVA-1.5 reads images.
+
+    >>> from PIL import Image
+    >>> [padded(Image.new("RGB", (1, 3)), (1, 0, 0)).getpixel((x, 0)) for x in range(3)]
+    [(255, 0, 0), (0, 0, 0), (255, 0, 0)]
+    """
+    from PIL import Image as PillowImage
+
+    side = max(image.size)
+    canvas = PillowImage.new("RGB", (side, side), tuple(int(channel * 255) for channel in colour))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return canvas
+
+
 def square(processor: Any, image: Image, size: int | None) -> torch.Tensor:
     """Return pixels (3, S, S) as an image processor makes them, squashed to a square of `size`.
 

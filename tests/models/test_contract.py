@@ -10,6 +10,7 @@ import pytest
 from evalkit.contracts import Finding, check_model
 from evalkit.models.blip import Blip
 from evalkit.models.blip2 import Blip2
+from evalkit.models.chat import Chat
 from evalkit.models.clip import Clip
 from evalkit.models.fake import Fake
 from evalkit.models.instructblip import InstructBlip
@@ -72,12 +73,23 @@ ADAPTERS: tuple[Callable[[Path], Model], ...] = (
 )
 
 
-@pytest.mark.parametrize("build", ADAPTERS, ids=lambda build: build.__name__)
+def chat(family: str) -> Callable[[Path], Model]:
+    def build(folder: Path) -> Model:
+        return Chat(checkpoint=str(tiny.chat(folder, family)))
+
+    build.__name__ = family
+    return build
+
+
+@pytest.mark.parametrize("build", [*ADAPTERS, *map(chat, tiny.CHATS)], ids=lambda build: build.__name__)
 def test_contract(build: Callable[[Path], Model], tmp_path: Path) -> None:
     findings = check_model(build(tmp_path))
     assert len(findings) > 15
     assert not [str(finding) for finding in findings if finding.passed is False]
-    assert len([finding for finding in findings if finding.passed is None]) <= 1, [str(f) for f in findings]
+    undecided = [str(finding) for finding in findings if finding.passed is None]
+    # Only Qwen's image processors refuse anything: images 200 times as long as wide.
+    assert all("aspect ratio" in line for line in undecided)
+    assert len(undecided) <= 2
 
 
 def failed(model: Model) -> list[str]:

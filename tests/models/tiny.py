@@ -29,13 +29,27 @@ from transformers import (
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     InstructBlipProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SiglipConfig,
     SiglipModel,
     SiglipProcessor,
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from evalkit.contracts import sample_images as pictures
@@ -242,7 +256,7 @@ def blip(folder: Path, head: str) -> Path:
 
 def dual(folder: Path, family: str) -> Path:
     """A `CLIPModel` or a `SiglipModel`, and its processor."""
-    # CLIP takes an end of text with id 2 for OpenAI's first files, where the largest id ends a text: the two are swapped.
+    # CLIP takes an end with id 2 for OpenAI's first files, where the largest id ends a text: so the two are swapped.
     words = tokenizer("</s> $A <s>" if family == "clip" else "$A </s>")
     words.model_max_length = 77
     text = {
@@ -267,6 +281,120 @@ def dual(folder: Path, family: str) -> Path:
     scatter(model).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+_LLAVA_TEMPLATE = (
+    "{% for turn in messages %}{% if turn.role == 'system' %}{{ turn.content[0].text }} {% else %}USER: "
+    "{% for part in turn.content %}{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %} ASSISTANT:{% endif %}{% endfor %}"
+)
+_QWEN_TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{% for part in turn.content %}{% if part.type == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}<|im_start|>assistant\n"
+)
+QWEN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+CHATS = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+def chat(folder: Path, family: str) -> Path:
+    """A chat model with its processor and template: LLaVA (CLIP and Llama), LLaVA-NeXT, or one of three Qwen-VL."""
+    return _llava(folder, family) if family.startswith("llava") else _qwen(folder, family)
+
+
+def _llava(folder: Path, family: str) -> Path:
+    words = tokenizer("<s> $A", extra=["<image>"])
+    shape = {
+        "vision_config": {"model_type": "clip_vision_model", "projection_dim": 16, **_VISION},
+        "text_config": dict(LLAMA, vocab_size=len(words)),
+        "image_token_index": words.convert_tokens_to_ids("<image>"),
+    }
+    crop = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    parts = {"patch_size": 7, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    parts["chat_template"] = _LLAVA_TEMPLATE
+    if family == "llava":
+        model = LlavaForConditionalGeneration(LlavaConfig(**shape))
+        processor = LlavaProcessor(CLIPImageProcessorPil(**crop), words, **parts)
+    else:
+        grid = [[28, 56], [56, 28], [56, 56]]
+        model = LlavaNextForConditionalGeneration(LlavaNextConfig(**shape, image_grid_pinpoints=grid))
+        images = LlavaNextImageProcessorPil(**crop, image_grid_pinpoints=grid)
+        processor = LlavaNextProcessor(images, words, **parts)
+    scatter(model, *_CHAT_SEEDS[family])
+    end_sooner(model)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _qwen(folder: Path, family: str) -> Path:
+    words = tokenizer("$A", extra=QWEN_TOKENS)
+    words.chat_template = _QWEN_TEMPLATE
+    text = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    sight = {"depth": 2, "num_heads": 2, "patch_size": 7, "temporal_patch_size": 2, "spatial_merge_size": 2}
+    classes: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "qwen2_vl": (
+            Qwen2VLForConditionalGeneration,
+            Qwen2VLConfig,
+            {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2},
+        ),
+        "qwen2_5_vl": (
+            Qwen2_5_VLForConditionalGeneration,
+            Qwen2_5_VLConfig,
+            {
+                "hidden_size": 32,
+                "out_hidden_size": 32,
+                "intermediate_size": 48,
+                "window_size": 28,
+                "fullatt_block_indexes": [1],
+            },
+        ),
+        "qwen3_vl": (
+            Qwen3VLForConditionalGeneration,
+            Qwen3VLConfig,
+            {
+                "hidden_size": 32,
+                "out_hidden_size": 32,
+                "intermediate_size": 48,
+                "deepstack_visual_indexes": [0, 1],
+                "num_position_embeddings": 64,
+            },
+        ),
+    }
+    cls, config_cls, extra = classes[family]
+    if family == "qwen3_vl":
+        text["head_dim"] = 16
+    ids = {name: words.convert_tokens_to_ids(token) for name, token in zip(_QWEN_IDS, QWEN_TOKENS[2:], strict=True)}
+    config = config_cls(text_config=text, vision_config={**sight, **extra}, **ids)
+    model = scatter(cls(config), *_CHAT_SEEDS[family])
+    end_sooner(model)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    images = Qwen2VLImageProcessorPil(patch_size=7, merge_size=2, min_pixels=28 * 28, max_pixels=70 * 70)
+    images.save_pretrained(folder)
+    return folder
+
+
+_QWEN_IDS = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+_CHAT_SEEDS = {
+    "llava": (2, 0.35),
+    "llava_next": (1, 0.25),
+    "qwen2_vl": (0, 0.35),
+    "qwen2_5_vl": (0, 0.35),
+    "qwen3_vl": (1, 0.35),
+}
 
 
 def square_processor(size: int) -> BlipImageProcessor:
