@@ -87,21 +87,23 @@ def _tokens(tokenizer: Any, texts: list[str]) -> tuple[Tensor, Tensor]:
     return found["input_ids"], found["attention_mask"]
 
 
-def _hardest(weights: Tensor) -> Tensor:
-    """Return for each row another column, the likelier the more similar."""
-    chances = weights.float().softmax(dim=1).clone()
+def _others(similar: Tensor, hardness: float) -> Tensor:
+    """Return for each row another column: any (hardness 0), or the likelier the more similar (1)."""
+    chances = (hardness * similar.float()).softmax(dim=1).clone()
     chances.fill_diagonal_(0)
     return torch.multinomial(chances + 1e-6 * (1 - torch.eye(len(chances))), 1)[:, 0]
 
 
-def matching_loss(matcher: Matcher, seen_BND: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, float]:
-    """Return ITC + ITM loss of a batch of pairs, and ITM's accuracy (percent)."""
+def matching_loss(
+    matcher: Matcher, seen_BND: Tensor, ids_BL: Tensor, mask_BL: Tensor, hardness: float
+) -> tuple[Tensor, float]:
+    """Return ITC + ITM loss of a batch of pairs, and ITM's accuracy (percent; a third of the pairs are true)."""
     similar = torch.einsum("iqd,td->itq", matcher.images(seen_BND), matcher.texts(ids_BL, mask_BL)).max(-1).values
     logits = similar.float() * matcher.temperature_head.exp()
     own = torch.arange(len(logits))
     contrast = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
     with torch.no_grad():
-        text_for_image, image_for_text = _hardest(logits), _hardest(logits.T)
+        text_for_image, image_for_text = _others(logits, hardness), _others(logits.T, hardness)
     answers = matcher.match(
         torch.cat([seen_BND, seen_BND, seen_BND[image_for_text]]),
         torch.cat([ids_BL, ids_BL[text_for_image], ids_BL]),
@@ -109,8 +111,8 @@ def matching_loss(matcher: Matcher, seen_BND: Tensor, ids_BL: Tensor, mask_BL: T
     ).float()
     truth = torch.cat([torch.ones(len(own)), torch.zeros(2 * len(own))]).long()
     weight = torch.where(truth == 1, 1.0, 0.5)
-    pairwise = (F.cross_entropy(answers, truth, reduction="none") * weight).mean()
-    return contrast + pairwise, 100 * (answers.argmax(1) == truth).float().mean().item()
+    pairwise = (F.cross_entropy(answers, truth, reduction="none") * weight).sum() / weight.sum()
+    return contrast + 2 * pairwise, 100 * (answers.argmax(1) == truth).float().mean().item()
 
 
 def recall(matcher: Matcher, tokenizer: Any, number: int = 200) -> dict[str, float]:
@@ -167,7 +169,9 @@ def train_retrieval(folder: Path, start: str, steps: int, say: Say, *, seed: int
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 seen_BND = matcher.model.vision_model(_pixels(scenes)).last_hidden_state
-            loss, accuracy = matching_loss(matcher, seen_BND, ids_BL, mask_BL)
+            # hard negatives from the start taught ITM nothing: first any other pair, by and by the similar ones
+            hardness = min(1.0, max(0.0, 2 * trainer.step_number / steps - 0.5))
+            loss, accuracy = matching_loss(matcher, seen_BND, ids_BL, mask_BL, hardness)
         trainer.step(loss)
         number = trainer.step_number
         if number % 25 == 0:

@@ -2,13 +2,12 @@
 
     python -m evalkit.demo.train --out DIR
 
-One thread, no download, an hour or so of CPU time (README.md beside this file has the minutes of the shipped run).
-Killed and started again with the same DIR, it continues. The stages:
+One thread, no download, three quarters of an hour of CPU time; README.md beside this file says more. Killed and
+started again with the same DIR, it continues. The stages:
 
 - vision: the tower learns what each patch shows (`vision_stage.py`), 10 CPU minutes
-- language: the whole model learns to answer, caption and point (`language_stage.py`), 45 CPU minutes
-- retrieval: the Q-Former learns to match texts and images (`retrieval_stage.py`), 5 CPU minutes; it starts from a
-  state in the middle of the language stage, so it can be trained beside it
+- language: the whole model learns to answer, caption and point (`language_stage.py`), 24 CPU minutes
+- retrieval: the Q-Former of the language stage learns to match texts and images (`retrieval_stage.py`), 8 CPU minutes
 - ship: DIR/blip2-tiny and DIR/blip2-tiny-early, each with generate/ and retrieve/
 """
 
@@ -30,10 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--vision-steps", type=int, default=1500)
     parser.add_argument("--language-steps", type=int, default=1250)
-    parser.add_argument("--retrieval-steps", type=int, default=300)
-    parser.add_argument("--retrieval-from", type=int, default=600, help="language step that retrieval starts from")
+    parser.add_argument("--retrieval-steps", type=int, default=650)
+    parser.add_argument("--retrieval-from", type=int, default=1250, help="language step that retrieval starts from")
     parser.add_argument("--early-language", type=int, default=400, help="language step of the early checkpoint")
-    parser.add_argument("--early-retrieval", type=int, default=50, help="retrieval step of the early checkpoint")
+    parser.add_argument("--early-retrieval", type=int, default=100, help="retrieval step of the early checkpoint")
     args = parser.parse_args(arguments)
     import torch
 

