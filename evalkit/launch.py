@@ -22,9 +22,10 @@ from evalkit.config import DataConfig, MetricsConfig, RunConfig
 from evalkit.crew import Crew, Place, crew_of
 from evalkit.data import check_images, fingerprint, load_dataset
 from evalkit.errors import ConfigError, IncompleteError, ModelError, ResultsError, UnsupportedError
+from evalkit.extract import preflight
 from evalkit.paths import user_cache
 from evalkit.progress import Progress
-from evalkit.prompts import fill
+from evalkit.prompts import clean, fill
 from evalkit.run import Outcome, finish_batch_on_interrupt
 from evalkit.types import Dataset, MetricSettings, Model, Task
 from evalkit.work import Assignment
@@ -123,11 +124,14 @@ def dataset_of(task: Task, data: DataConfig, *, images_needed: bool) -> Dataset:
 
 
 def limited(dataset: Dataset, limit: int | None) -> Dataset:
-    """Return the first `limit` samples in plan order, with the candidate texts of their images, stamped."""
-    ordered = plan.in_order(dataset.samples)
-    if limit is None or limit >= len(ordered):
-        return dataclasses.replace(dataset, samples=tuple(ordered))
-    samples = tuple(ordered[:limit])
+    """Return the first `limit` samples in plan order, with the candidate texts of their images, stamped.
+
+    They stay in the order of the file: a mean and CIDEr's word frequencies are summed up as the official scripts do.
+    """
+    if limit is None or limit >= len(dataset.samples):
+        return dataset
+    first = {sample.id for sample in plan.in_order(dataset.samples)[:limit]}
+    samples = tuple(sample for sample in dataset.samples if sample.id in first)
     images = {sample.id for sample in samples}
     texts = tuple(text for text in dataset.texts if images.intersection(text.image_ids))
     stamps = (*dataset.stamps, "limited")
@@ -157,8 +161,15 @@ def assignment(spec: str, config: RunConfig, model: Model, folder: Path) -> Assi
     refusal = model.refuses(task)
     if refusal:
         raise UnsupportedError(f"model {config.model.get('name')} cannot do {task.name}: {refusal}")
+    if reason := preflight(task.extract):
+        raise UnsupportedError(f"{task.name} with extract={task.extract}: {reason}")
     dataset = limited(dataset_of(task, config.data, images_needed=False), config.limit)
-    prompts = {} if task.kind == "retrieve" else {sample.id: fill(task, sample) for sample in dataset.samples}
+    prompts: dict[str, str] = {}
+    if task.kind == "retrieve":
+        texts = (dataclasses.replace(text, text=clean(text.text, task.question_filter)) for text in dataset.texts)
+        dataset = dataclasses.replace(dataset, texts=tuple(texts))
+    else:
+        prompts = {sample.id: fill(task, sample) for sample in dataset.samples}
     return Assignment(
         task=task, dataset=dataset, prompts=prompts, label=label_of(task, spec), folder=folder, engine=config.engine
     )
@@ -258,15 +269,16 @@ def _run(number: int, ready: Assignment, config: RunConfig, crew: Crew, place: P
 
 
 def _score(ready: Assignment, config: RunConfig) -> None:
+    predictions = log.read_log(ready.predictions).predictions
     result = score.score(
         ready.task,
         ready.dataset,
-        log.read_log(ready.predictions).predictions,
+        predictions,
         metric_settings(config.metrics),
         allow_partial=config.allow_partial,
         max_failed=config.max_failed,
     )
-    score.write(ready.folder, result)
+    score.write(ready.folder, ready.task, ready.dataset, predictions, result)
     for name, reason in result["unavailable"].items():
         _say(f"{ready.label}: no {name}: {reason}")
 

@@ -17,6 +17,7 @@ from evalkit import manifest
 from evalkit.errors import ConfigError, IncompleteError
 from evalkit.extract import extract
 from evalkit.metrics.intervals import clustered_mean_interval
+from evalkit.results import write_submission
 from evalkit.types import Answered, Dataset, Json, MetricSettings, Prediction, Sample, Scores, Task
 
 FORMAT = 1
@@ -55,7 +56,7 @@ def score(
         if sample.id in predictions and predictions[sample.id].error is None
     ]
     settings = dataclasses.replace(settings, texts=dataset.texts, k=task.k)
-    blind = bool(answered) and all(item.sample.reference is None for item in answered)
+    blind = is_blind(dataset)
     result: dict[str, Json] = {
         "format": FORMAT,
         "task": task.family,
@@ -76,15 +77,29 @@ def score(
         "intervals": _intervals(answered, scores),
         "breakdowns": {} if blind else _breakdowns(task, answered, settings, scores),
         "unavailable": dict(scores.unavailable)
-        | ({task.primary: "the references of this split are hidden"} if blind else {}),
+        | ({task.primary: "the references are hidden: give submission.json to the server"} if blind else {}),
         "notes": list(scores.notes),
     }
     return result
 
 
-def write(run: Path, result: Mapping[str, Json]) -> None:
-    """Write scores.json of a run folder."""
+def is_blind(dataset: Dataset) -> bool:
+    """Whether the references of a split are hidden: its server scores it."""
+    return all(sample.reference is None for sample in dataset.samples)
+
+
+def write(
+    run: Path, task: Task, dataset: Dataset, predictions: Mapping[str, Prediction], result: Mapping[str, Json]
+) -> None:
+    """Write scores.json of a run folder and, for a blind split, submission.json in the form its server takes.
+
+    Raises:
+        IncompleteError: the server wants an answer to every sample.
+        ResultsError: the folder cannot be written, or the server would refuse the file.
+    """
     manifest.write_atomically(run / "scores.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
+    if is_blind(dataset) and task.results is not None:
+        write_submission(task, dataset, predictions, run / "submission.json")
 
 
 def line(result: Mapping[str, Json]) -> str:

@@ -168,8 +168,9 @@ def _score_run(folder: Path, asked: RunConfig, given: set[str]) -> dict[str, Jso
             f"{folder} was run on other samples than those that are there now ({len(dataset.samples)} samples, "
             f"then {facts['identity']['samples']}): give data.root= or the files it was run on"
         )
-    result = _scored(task, dataset, log.read_log(folder / "predictions").predictions, asked)
-    score.write(folder, result)
+    predictions = log.read_log(folder / "predictions").predictions
+    result = _scored(task, dataset, predictions, asked)
+    score.write(folder, task, dataset, predictions, result)
     return result
 
 

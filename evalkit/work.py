@@ -37,7 +37,7 @@ class Assignment:
         """The plan: the same in every process, whatever is finished."""
         return tuple(
             plan.cut(
-                self.dataset.samples,
+                plan.in_order(self.dataset.samples),
                 image_batch=self.engine.image_batch,
                 prompt_batch=self.engine.prompt_batch,
                 length=lambda sample: len(self.prompts.get(sample.id, "")),
