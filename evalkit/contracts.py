@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from evalkit.errors import ImageError, UnsupportedError
+from evalkit.errors import ImageError, SampleError
 from evalkit.types import Decoding, GeneratingModel, Kind, MatchingModel, Model, Prompt, Task
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class _Generation:
             try:
                 alone = self.ask([prompt])
                 beside = self.ask([self.prompts[0], prompt, self.prompts[4]])
-            except UnsupportedError as error:
+            except SampleError as error:
                 # Too long for the model's positions: said, not cut.
                 yield Finding(check=f"{name} is answered or refused", passed=name in str(error), detail=str(error))
                 continue
@@ -296,7 +296,7 @@ class _Generation:
             try:
                 found = self.model.generate(self.encode([odd]), prompts, Decoding())
                 expected = self.model.generate(self.encode([plain]), prompts, Decoding())
-            except (ImageError, UnsupportedError) as error:
+            except (ImageError, SampleError) as error:
                 yield Finding(check=f"image: {name}", passed=None, detail=f"refused: {error}")
                 continue
             yield self.same(f"image: {name}", expected, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..errors import UnsupportedError
+from ..errors import SampleError
 from ..types import Capability, Decoding, Kind, Prompt, Task
 
 _NEEDS: dict[Kind, Capability] = {
@@ -57,10 +57,10 @@ def single_row(prompt: Prompt) -> int:
     """Return the one image row of a prompt.
 
     Raises:
-        UnsupportedError: The prompt refers to no image, or to several.
+        SampleError: The prompt refers to no image, or to several.
     """
     if len(prompt.rows) != 1:
-        raise UnsupportedError(
+        raise SampleError(
             f"sample {prompt.sample_id} refers to {len(prompt.rows)} images, and this model reads exactly one a prompt"
         )
     return prompt.rows[0]

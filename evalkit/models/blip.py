@@ -139,7 +139,7 @@ class Blip:
         """Return an answer to each prompt (`vqa`) or its continuation (`caption`).
 
         Raises:
-            UnsupportedError: A prompt refers to several images or is longer than the model.
+            SampleError: A prompt refers to several images or is longer than the model.
         """
         patches_BND = self._patches(encoded, prompts)
         if self._head == "vqa":

@@ -118,7 +118,7 @@ class Blip2:
         """Return the new text for each prompt.
 
         Raises:
-            UnsupportedError: A prompt refers to several images or is longer than the model.
+            SampleError: A prompt refers to several images or is longer than the model.
         """
         seen = own(encoded, _Seen)
         return self._ready().write([seen[single_row(prompt)].features for prompt in prompts], prompts, decoding)

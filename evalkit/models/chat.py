@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ImageError, ModelError, UnsupportedError
+from ..errors import ImageError, ModelError, SampleError, UnsupportedError
 from ..types import Capability, Decoding, Encoded, Json, Prompt, Task
 from .abilities import sampling_with_beams, shortfall
 from .checkpoints import Checkpoint, Loading
@@ -179,7 +179,7 @@ class Chat:
         """Return the reply to each prompt.
 
         Raises:
-            UnsupportedError: A prompt holds the model's image token, or is longer than the model.
+            SampleError: A prompt holds the model's image token, or is longer than the model.
         """
         seen = own(encoded, _Seen)
         images = [[seen[row] for row in prompt.rows] for prompt in prompts]
@@ -244,7 +244,7 @@ class Chat:
         begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         ids = tokenizer(text, add_special_tokens=not begun)["input_ids"]
         if ids.count(processor.image_token_id) != len(images):
-            raise UnsupportedError(
+            raise SampleError(
                 f"the prompt of sample {prompt.sample_id} holds {processor.image_token!r}, by which this model means "
                 "an image; reword it"
             )

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from ..errors import UnsupportedError
+from ..errors import SampleError
 from ..types import Decoding, Prompt
 
 if TYPE_CHECKING:
@@ -141,11 +141,11 @@ def check_length(limit: int | None, length: int, prompts: Sequence[Prompt], deco
         decoding: Its `max_new_tokens` need a place, too.
 
     Raises:
-        UnsupportedError: It does not fit.
+        SampleError: It does not fit.
     """
     if limit is not None and length + decoding.max_new_tokens > limit:
         longest = max(prompts, key=lambda prompt: len(prompt.text))
-        raise UnsupportedError(
+        raise SampleError(
             f"the prompt of sample {longest.sample_id} has {length} tokens with its image; with "
             f"decoding.max_new_tokens={decoding.max_new_tokens} that is beyond the model's {limit} positions. "
             "Shorten the prompt template or generate fewer tokens"

@@ -93,7 +93,7 @@ class InstructBlip:
         """Return the new text for each prompt.
 
         Raises:
-            UnsupportedError: A prompt refers to several images or is longer than the model.
+            SampleError: A prompt refers to several images or is longer than the model.
         """
         import torch
 

@@ -28,7 +28,7 @@ def write_behind(
         decoding: How to decode.
 
     Raises:
-        UnsupportedError: A prompt is longer than the language model.
+        SampleError: A prompt is longer than the language model.
     """
     lm = model.language_model
     side: Side = "right" if lm.config.is_encoder_decoder else "left"

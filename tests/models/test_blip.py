@@ -14,7 +14,7 @@ from transformers import (
     BlipForQuestionAnswering,
 )
 
-from evalkit.errors import ConfigError, ModelError, UnsupportedError
+from evalkit.errors import ConfigError, ModelError, SampleError
 from evalkit.models.blip import Blip
 from evalkit.types import Decoding, Encoded, Prompt
 
@@ -146,5 +146,5 @@ def test_heads_are_told_apart(folders: dict[str, Path]) -> None:
 
 def test_too_long_a_question_is_refused(folders: dict[str, Path]) -> None:
     model, encoded = ready(folders["vqa"], "vqa")
-    with pytest.raises(UnsupportedError, match="512 positions"):
+    with pytest.raises(SampleError, match="512 positions"):
         model.generate(encoded, [Prompt(sample_id="1", text="dog " * 600, rows=(0,))], Decoding())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval
 
-from evalkit.errors import ConfigError, ModelError, UnsupportedError
+from evalkit.errors import ConfigError, ModelError, SampleError
 from evalkit.models.blip2 import Blip2
 from evalkit.types import Decoding, Prompt
 
@@ -151,7 +151,7 @@ def test_refuses_what_it_cannot_do(model: Blip2, folder: Path) -> None:
     assert model.refuses(tiny.task(decoding=Decoding(temperature=0.5))) is None
     assert Blip2(checkpoint=str(folder), box_extract="box_999").refuses(tiny.task("ground")) is None
     two_images = [Prompt(sample_id="7", text="which", rows=(0, 1))]
-    with pytest.raises(UnsupportedError, match="sample 7 refers to 2 images"):
+    with pytest.raises(SampleError, match="sample 7 refers to 2 images"):
         answers(model, two_images, Decoding())
 
 
@@ -159,7 +159,7 @@ def test_too_long_a_prompt_is_an_error_not_a_cut(tmp_path: Path) -> None:
     model = Blip2(checkpoint=str(tiny.blip2_text(tmp_path)))
     model.prepare(tiny.task())
     long = [Prompt(sample_id="9", text="dog " * 2100, rows=(0,))]
-    with pytest.raises(UnsupportedError, match=r"sample 9 has \d{4} tokens"):
+    with pytest.raises(SampleError, match=r"sample 9 has \d{4} tokens"):
         answers(model, long, Decoding())
 
 

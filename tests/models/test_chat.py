@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from evalkit.errors import ImageError, ModelError, UnsupportedError
+from evalkit.errors import ImageError, ModelError, SampleError
 from evalkit.models.chat import Chat
 from evalkit.types import Decoding, Encoded, Prompt
 
@@ -109,7 +109,7 @@ def test_a_system_turn_is_said(folder: Path) -> None:
 def test_image_token_in_a_prompt_is_refused(folder: Path) -> None:
     model, encoded = ready(folder)
     token = "<image>" if "llava" in folder.name else "<|image_pad|>"
-    with pytest.raises(UnsupportedError, match="sample 3"):
+    with pytest.raises(SampleError, match="sample 3"):
         model.generate(encoded, [Prompt(sample_id="3", text=f"what is {token}", rows=(0,))], Decoding())
 
 
