@@ -130,8 +130,8 @@ def test_a_failed_sample_is_not_answered(tmp_path: Path) -> None:
 
 
 def test_of_two_answers_the_later_start_wins_also_within_a_second(tmp_path: Path) -> None:
-    for round_ in range(8):  # random names would agree with the order of the starts once in 40,320
-        write(tmp_path, answer("1", str(round_)))
+    started = [write(tmp_path, answer("1", str(number))) for number in range(8)]
+    assert sorted(started) == started, "random names would be in the order of the starts once in 40,320"
     assert read_log(tmp_path).predictions["1"].output == "7"
 
 
