@@ -397,15 +397,18 @@ class Progress:
     """Tells on stderr how far a long computation is; silent for the first seconds."""
 
     def __init__(self, what: str, total: int, patience: float = 5.0) -> None:
-        self.what, self.total, self.done = what, total, 0
+        self.what, self.total, self.done, self.first = what, total, 0, 0
         self.begun = time.monotonic()
         self.next = self.begun + patience
 
     def add(self, number: int) -> None:
         """Count `number` more as done; print a line when the last one is five seconds old."""
-        self.done += number
         now = time.monotonic()
-        if now >= self.next and self.done < self.total:
-            left = (now - self.begun) / self.done * (self.total - self.done)
+        if not self.done:
+            # The first answer took the start of a JVM as well: the pace is that of the others.
+            self.begun, self.first = now, number
+        self.done += number
+        if now >= self.next and self.first < self.done < self.total:
+            left = (now - self.begun) / (self.done - self.first) * (self.total - self.done)
             print(f"{self.what}: {self.done:,} of {self.total:,}, {left:.0f} s left", file=sys.stderr, flush=True)
             self.next = now + 5.0
