@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--language-steps", type=int, default=1250)
     parser.add_argument("--retrieval-steps", type=int, default=650)
     parser.add_argument("--retrieval-from", type=int, default=1250, help="language step that retrieval starts from")
+    parser.add_argument("--ship-retrieval", type=int, default=500, help="retrieval step of the full checkpoint")
     parser.add_argument("--early-language", type=int, default=400, help="language step of the early checkpoint")
     parser.add_argument("--early-retrieval", type=int, default=100, help="retrieval step of the early checkpoint")
     args = parser.parse_args(arguments)
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         train_retrieval(out, f"language-{args.retrieval_from:05d}", args.retrieval_steps, say)
     if "ship" in args.stages:
         for name, language, retrieval in (
-            ("blip2-tiny", args.language_steps, args.retrieval_steps),
+            ("blip2-tiny", args.language_steps, args.ship_retrieval),
             ("blip2-tiny-early", args.early_language, args.early_retrieval),
         ):
             ship(out / f"language-{language:05d}.pt", out / name / "generate", retrieval=False)

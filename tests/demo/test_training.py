@@ -21,7 +21,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SHORT = (
-    "--vision-steps 2 --language-steps 2 --retrieval-steps 2 --retrieval-from 1 --early-language 1 --early-retrieval 1"
+    "--vision-steps 2 --language-steps 2 --retrieval-steps 2 --retrieval-from 1 --ship-retrieval 2 "
+    "--early-language 1 --early-retrieval 1"
 )
 
 
