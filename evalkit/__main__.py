@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -124,25 +126,33 @@ def _sweep(overrides: Sequence[Override], words: Sequence[str], extra: Path | No
     lines = config.for_hydra(overrides, sweep=True)
     if extra is not None:
         lines.append(config.searchpath(extra))
-    codes: list[int] = []
+    # A launcher such as submitit_slurm runs the jobs in other processes, which share this folder and no memory.
+    with tempfile.TemporaryDirectory(prefix=".evalkit-sweep-", dir=".") as folder:
+        notes = Path(folder).resolve()
 
-    def job(composed: DictConfig) -> None:
-        def one() -> int:
-            from evalkit.launch import launch
+        def job(composed: DictConfig) -> None:
+            def one() -> int:
+                from evalkit.launch import launch
 
-            raw = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
-            return launch(config.from_mapping(raw, {override.key for override in overrides}), words)
+                raw = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
+                return launch(config.from_mapping(raw, {override.key for override in overrides}), words)
 
-        codes.append(1)  # a bug ends the sweep with its traceback, through Hydra
-        codes[-1] = _guarded(one)
-        if codes[-1] == 130:
-            raise KeyboardInterrupt
+            note = notes / uuid.uuid4().hex
+            note.write_text("1")  # a bug ends the sweep with its traceback, through Hydra
+            code = _guarded(one)
+            note.write_text(str(code))
+            if code == 130:
+                raise KeyboardInterrupt
 
-    sys.argv = [sys.argv[0], "-m", *lines]
-    try:
-        hydra.main(version_base="1.3", config_path=str(bundled("configs")), config_name="config")(job)()
-    except SystemExit:
-        return 1 if codes and codes[-1] == 1 else 2  # without a job that broke, Hydra refused the command line
+        sys.argv = [sys.argv[0], "-m", *lines]
+        refused = False
+        try:
+            hydra.main(version_base="1.3", config_path=str(bundled("configs")), config_name="config")(job)()
+        except SystemExit:
+            refused = True
+        codes = [int(note.read_text()) for note in notes.iterdir()]
+    if refused:
+        return 1 if 1 in codes else 2  # without a job that broke, Hydra refused the command line
     return max(codes, default=2)
 
 

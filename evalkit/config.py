@@ -171,7 +171,8 @@ def parse(argv: Sequence[str], extra: Path | None = None, *, needs_model: bool =
                 f"keys: {', '.join(known)}"
             )
         top = key.partition(".")[0]
-        if key not in known and not (top in _FREE and "." in key and key not in _HIDDEN):
+        free = key.startswith("hydra/") or (top in _FREE and "." in key and key not in _HIDDEN)
+        if key not in known and not free:
             raise ConfigError(unknown("key", key, known, "python -m evalkit --help explains them"))
         overrides.append(Override(key=key, value=value))
     for override in overrides:
@@ -221,7 +222,7 @@ def for_hydra(overrides: Iterable[Override], *, sweep: bool) -> list[str]:
     """
     lines = []
     for override in overrides:
-        if override.key in GROUPS or override.key.startswith("hydra."):
+        if override.key in GROUPS or override.key.startswith(("hydra.", "hydra/")):
             lines.append(f"{override.key}={override.value}")
         elif _is_text(override.key) and not (sweep and override.key in ("task", "model.name", "model.checkpoint")):
             lines.append(f"++{override.key}={_quoted(override.value)}")
