@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "tasks": f"{VOCABULARY} {DATA} extract metrics prompts",
     "manifest": f"{VOCABULARY} log __version__",
     "registry": f"{VOCABULARY} extract paths prompts",
-    "score": f"{VOCABULARY} extract manifest metrics",
+    "score": f"{VOCABULARY} extract manifest metrics results",
     "results": f"{VOCABULARY} {DATA} extract manifest",
     "leaderboard": f"{VOCABULARY} manifest",
     "run": f"{VOCABULARY} loading log plan progress",
