@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from evalkit.errors import MetricError, unknown
 from evalkit.metrics import ptb
+from evalkit.metrics.intervals import bootstrap_interval
 from evalkit.metrics.java import Failure, find_java, scorer_file
 from evalkit.types import Answered, Metric, MetricSettings, Scores
 
@@ -77,7 +79,7 @@ def caption_scores(
 def caption_metric(name: str = "captions", context: ptb.Context = "file") -> Metric:
     """Return the metric for a task whose samples have reference {"captions": [...]} and whose answers are texts.
 
-    BLEU and METEOR get 95 % intervals by a bootstrap over images, in `details["intervals"]`: they are no means.
+    BLEU and METEOR, which are no means, get 95 % intervals by a bootstrap over images.
     """
 
     def compute(answered: Sequence[Answered], settings: MetricSettings) -> Scores:
@@ -241,13 +243,14 @@ def _score(
     import numpy as np
 
     from evalkit.metrics import ngrams
+    from evalkit.metrics.meteor import meteor
 
     aggregate: dict[str, float] = {}
     per_sample: dict[str, tuple[float | None, ...]] = {}
     unavailable: dict[str, str] = {}
     details: dict[str, Any] = dict(tokens.details)
     notes = list(tokens.notes)
-    intervals: dict[str, list[float]] = {}
+    intervals: dict[str, tuple[float, float] | None] = {}
     corpus = ngrams.Corpus.of(tokens.hypotheses, tokens.references)
     if any(name in wanted for name in GROUPS["BLEU"]):
         matched = ngrams.bleu_statistics(corpus)
@@ -255,19 +258,15 @@ def _score(
             name = GROUPS["BLEU"][order]
             if name in wanted:
                 aggregate[name] = value
-        if clusters:
-            _bootstrap(intervals, wanted, GROUPS["BLEU"], ngrams.bleu, matched, clusters)
+                intervals[name] = _interval(matched, partial(_bleu, order), clusters)
     if "METEOR" in wanted:
         try:
             value, rows = _meteor(keys, tokens, settings, notes)
             aggregate["METEOR"] = value
-            if clusters:
-                from evalkit.metrics.meteor import meteor
-
-                kept = [index for index, row in enumerate(rows) if row is not None]
-                table = np.array([row for row in rows if row is not None])
-                groups = [clusters[index] for index in kept]
-                _bootstrap(intervals, wanted, ("METEOR",), lambda total: (meteor(total.tolist()),), table, groups)
+            kept = [index for index, row in enumerate(rows) if row is not None]
+            table = np.array([rows[index] for index in kept])
+            groups = [clusters[index] for index in kept] if clusters else ()
+            intervals["METEOR"] = _interval(table, lambda total: meteor(total.tolist()), groups)
         except MetricError as error:
             unavailable["METEOR"] = str(error)
     for name, function in (("ROUGE_L", ngrams.rouge_l), ("CIDEr", ngrams.cider)):
@@ -284,43 +283,28 @@ def _score(
             details["SPICE"] = categories
         except MetricError as error:
             unavailable["SPICE"] = str(error)
-    if intervals:
-        details["intervals"] = intervals
     return Scores(
         aggregate={name: aggregate[name] for name in wanted if name in aggregate},
         per_sample=per_sample,
+        intervals={name: interval for name, interval in intervals.items() if interval},
         unavailable=unavailable,
         details=details,
         notes=tuple(notes),
     )
 
 
-def _bootstrap(
-    intervals: dict[str, list[float]],
-    wanted: Sequence[str],
-    names: Sequence[str],
-    statistic: Callable[[npt.NDArray[Any]], Sequence[float]],
-    rows: npt.NDArray[Any],
-    clusters: Sequence[Hashable],
-) -> None:
-    """Add the 95 % interval of each wanted name: statistics of 1,000 sets of images drawn with replacement."""
-    import numpy as np
+def _bleu(order: int, total: npt.NDArray[Any]) -> float:
+    from evalkit.metrics import ngrams
 
-    numbers: dict[Hashable, int] = {}
-    owner = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
-    if len(numbers) < 2:
-        return
-    sums = np.zeros((len(numbers), rows.shape[1]), dtype=rows.dtype)
-    np.add.at(sums, owner, rows)
-    random = np.random.default_rng(0)
-    drawn: list[Sequence[float]] = []
-    for _ in range(1000):
-        times = np.bincount(random.integers(len(numbers), size=len(numbers)), minlength=len(numbers))
-        drawn.append(statistic(times @ sums))
-    low, high = np.quantile(np.array(drawn), [0.025, 0.975], axis=0)
-    for name, bottom, top in zip(names, low.tolist(), high.tolist(), strict=True):
-        if name in wanted:
-            intervals[name] = [bottom, top]
+    return ngrams.bleu(total)[order]
+
+
+def _interval(
+    rows: npt.NDArray[Any], score: Callable[[npt.NDArray[Any]], float], clusters: Sequence[Hashable]
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of a score of added statistics, (samples, columns), over images drawn anew."""
+    interval = bootstrap_interval(lambda places: score(rows[places].sum(axis=0)), clusters, seed=0, clip=True)
+    return (interval.low, interval.high) if interval else None
 
 
 Pair = tuple[str, tuple[str, ...]]

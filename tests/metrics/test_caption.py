@@ -203,8 +203,8 @@ def test_bleu_gets_an_interval_around_it() -> None:
         for group in references
     ]
     scores = caption_metric().compute(answered(said, references), MetricSettings(names=("BLEU",)))
-    assert set(scores.details["intervals"]) == {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"}
-    for name, (low, high) in scores.details["intervals"].items():
+    assert set(scores.intervals) == {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"}
+    for name, (low, high) in scores.intervals.items():
         assert low < scores.aggregate[name] < high
 
 

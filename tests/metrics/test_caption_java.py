@@ -233,7 +233,7 @@ def test_a_second_score_aligns_nothing_and_a_subset_is_a_corpus_of_its_own(java:
     ]
     settings = MetricSettings(names=("METEOR",))
     whole = caption_metric().compute(answered, settings)
-    low, high = whole.details["intervals"]["METEOR"]
+    low, high = whole.intervals["METEOR"]
     assert low < whole.aggregate["METEOR"] < high
     part = caption_metric().compute(answered[:3], settings)
     assert part.aggregate["METEOR"] == pytest.approx(GOLDEN["subset_first_3"]["aggregate"]["METEOR"], rel=1e-14)
