@@ -175,10 +175,13 @@ class _Tokens:
         grouped = [tuple(next(tokens) for _ in group) for group in references]
         spoken = official.tokens(hypotheses, context)
         details = {
-            "tokenizer": "PTB 3.4.1",
-            "tokenizer_context": context,
-            "captions_outside_guard": official.outside,
-            "captions_tokenized_by_java": official.asked,
+            "tokenizer": {
+                "program": "PTB (CoreNLP 3.4.1)",
+                "context": context,
+                "captions": len(flat) + len(hypotheses),
+                "outside_guard": official.outside,
+                "by_java": official.asked,
+            }
         }
         return cls(spoken, grouped, details, tuple(official.notes))
 

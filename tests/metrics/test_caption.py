@@ -158,7 +158,8 @@ def test_the_context_rule_is_recorded_and_obeyed() -> None:
     said, references = ["x", "y"], [["the letter T."], ["A man"]]
     in_file = caption_scores(said, references, metrics=["BLEU"])
     alone = caption_scores(said, references, metrics=["BLEU"], context="isolated")
-    assert (in_file.details["tokenizer_context"], alone.details["tokenizer_context"]) == ("file", "isolated")
+    assert in_file.details["tokenizer"]["context"] == "file"
+    assert alone.details["tokenizer"]["context"] == "isolated"
     exact = caption_scores(["the letter t", "a man"], references, metrics=["Bleu_4", "ROUGE_L"])
     assert exact.aggregate["ROUGE_L"] == 1
     assert (
