@@ -265,7 +265,7 @@ def test_a_blind_split_has_no_score_and_says_why() -> None:
 def test_scored_twice_the_bytes_are_equal_and_hold_no_time_or_place(tmp_path: Path) -> None:
     results = [scored(["no", "yes", "no", "no"]) for _ in range(2)]
     for name, result in zip("ab", results, strict=True):
-        score.write(tmp_path / name, result)
+        score.write(tmp_path / name, task(), dataset(4), {}, result)
     one, other = ((tmp_path / name / "scores.json").read_bytes() for name in "ab")
     assert one == other
     assert json.loads(one) == results[0]
