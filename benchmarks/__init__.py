@@ -1,1 +1,1 @@
-"""What is claimed about speed, measured: `python -m benchmarks [name ...]`. Ratios within one run; the machine may be noisy."""
+"""What is claimed about speed, measured: `python -m benchmarks [name ...]`. Ratios, taken within one run."""

@@ -1,7 +1,7 @@
 """Run benchmarks by name; without a name, those that take a few minutes.
 
-    python -m benchmarks                 start-up and the loop
-    python -m benchmarks captions        one of the long ones, by name
+python -m benchmarks                 start-up and the loop
+python -m benchmarks captions        one of the long ones, by name
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def _case(root: Path, *, questions: int, images: int) -> None:
             print(f"  {images} images x {questions}: evalkit {ours:.2f} s, bare {bare:.2f} s, ratio {bare / ours:.3f}")
     num = len(ready.dataset.samples)
     print(
-        f"{num} questions, {questions} an image, {len(set(answers.values()))} distinct answers, all equal: evalkit answers "
-        f"{statistics.median(ratios):.3f} x as many questions a CPU second as the bare loop (median of {_PAIRS} pairs)"
+        f"{num} questions, {questions} an image, {len(set(answers.values()))} distinct answers, all equal: evalkit "
+        f"answers {statistics.median(ratios):.3f} x as many questions a CPU second as the bare loop (median of {_PAIRS} pairs)"
     )
 
 
@@ -125,14 +125,17 @@ def _checkpoint(folder: Path) -> None:
     size = len(words)
     model = Blip2ForConditionalGeneration(
         Blip2Config(
-            vision_config={"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6},
+            vision_config={
+                **{"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
+            },
             qformer_config={
                 **{"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 6, "num_attention_heads": 4},
                 **{"cross_attention_frequency": 2, "vocab_size": size, "encoder_hidden_size": 384},
             },
             text_config={
-                **{"model_type": "opt", "hidden_size": 256, "word_embed_proj_dim": 256, "ffn_dim": 1024, "vocab_size": size},
-                **{"num_hidden_layers": 4, "num_attention_heads": 4, "dropout": 0.0, "pad_token_id": 0},
+                **{"model_type": "opt", "hidden_size": 256, "word_embed_proj_dim": 256, "ffn_dim": 1024},
+                **{"num_hidden_layers": 4, "num_attention_heads": 4, "dropout": 0.0, "vocab_size": size},
+                **{"pad_token_id": 0},
                 **{"bos_token_id": 1, "eos_token_id": 2},
             },
             num_query_tokens=32,

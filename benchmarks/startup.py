@@ -1,6 +1,6 @@
 """How long until the command line answers: help, a typo, the list, scoring a stored run. Medians over whole processes.
 
-    python -m benchmarks startup
+python -m benchmarks startup
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 _RUNS = 7
 
@@ -18,7 +19,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = ["model=fake", "task=vqav2", "data=demo", "limit=50"]
         _seconds(run, folder)  # draws the picture world, writes the run that is scored below
-        stored = subprocess.run("ls -d results/runs/vqav2/fake/*", shell=True, cwd=folder, capture_output=True, text=True)
+        (stored,) = Path(folder).glob("results/runs/vqav2/fake/*")
         commands = {
             "python -c pass": None,
             "--help": ["--help"],
@@ -26,7 +27,7 @@ def main() -> None:
             "a typo in a model": ["model=fakee"],
             "a typo in a task": ["model=fake", "task=vqav3", "data=demo"],
             "list": ["list"],
-            "score RUN (50 samples)": ["score", stored.stdout.strip()],
+            "score RUN (50 samples)": ["score", str(stored)],
             "run 50 samples with model=fake": [*run, "out=again/runs"],
         }
         for name, words in commands.items():
