@@ -206,7 +206,7 @@ class _Official:
             except MetricError as error:
                 self.notes.append(
                     f"{len(outside)} of {len(captions)} captions are outside the tokenizer's guard and were tokenized "
-                    f"without the official program; their tokens may differ from it ({error})"
+                    f"without the official program; their tokens may differ from it ({str(error).partition('. ')[0]})"
                 )
                 return result
             for index, answer in zip(outside, answers, strict=True):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from evalkit.errors import MetricError
 from evalkit.metrics import ptb
 from evalkit.metrics.java import find_java, scorer_file
+from tests.strategies import any_text
 
 LINE_BREAKS = ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
 
@@ -140,7 +141,7 @@ def test_brackets_stay_as_in_published_scores() -> None:
     assert ptb.tokenize(["a (red) [bus]"]) == ["a -lrb- red -rrb- -lsb- bus -rsb-"]
 
 
-@given(st.lists(st.text(alphabet=st.characters(codec=None)), max_size=6), st.sampled_from(["file", "isolated"]))
+@given(st.lists(any_text, max_size=6), st.sampled_from(["file", "isolated"]))
 @settings(max_examples=300, deadline=None)
 def test_any_text_gives_one_clean_line_each(captions: list[str], context: ptb.Context) -> None:
     tokenized = ptb.tokenize(captions, context=context)
