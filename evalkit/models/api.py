@@ -84,8 +84,8 @@ class Api:
     def __init__(
         self,
         *,
-        base_url: str,
-        served_name: str,
+        base_url: str | None,
+        served_name: str | None,
         key_env: str = "OPENAI_API_KEY",
         dialect: str = "openai",
         length_field: str = "max_tokens",
@@ -96,7 +96,9 @@ class Api:
         image_format: str = "png",
         box_extract: str | None = None,
     ) -> None:
-        if not _is_address(base_url):
+        if served_name is None:
+            raise ConfigError("model.served_name is not set: the name by which the server knows the model")
+        if base_url is None or not _is_address(base_url):
             raise ConfigError(f"model.base_url={base_url!r} is no address; give one like http://localhost:8000/v1")
         if "@" in base_url or "?" in base_url:
             raise ConfigError(

@@ -231,6 +231,8 @@ def test_identity_names_the_server() -> None:
         ({"base_url": "localhost:8000"}, "no address"),
         ({"base_url": "http://host:port/v1"}, "no address"),
         ({"base_url": "https://me:secret@host/v1"}, "no user name"),
+        ({"served_name": None}, "model.served_name"),
+        ({"base_url": None}, "model.base_url"),
         ({"dialect": "vlm"}, "did you mean 'vllm'"),
         ({"image_format": "gif"}, "image_format"),
     ],
@@ -294,12 +296,12 @@ class Real:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(self.folder)]
+        command = [str(Path(sys.executable).with_name("transformers")), "serve", str(self.folder)]
         self.process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu", "--dtype", "float32"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(self.folder.parent), "OMP_NUM_THREADS": "1"},
         )
 
     def wait(self, seconds: float = 240) -> None:
@@ -334,10 +336,12 @@ def test_a_real_server_answers_as_the_model_does_and_may_be_killed(tmp_path: Pat
         model = Api(base_url=server.url, served_name=str(folder), concurrency=2, patience=300)
         model.prepare(chat_task())
         assert ask(model, prompts) == expected
-        restarted = threading.Timer(3, server.start)
-        server.kill()
+        killed, restarted = threading.Timer(0.5, server.kill), threading.Timer(2, server.start)
+        started = time.monotonic()
+        killed.start()
         restarted.start()
-        assert ask(model, prompts) == expected
+        assert ask(model, prompts * 10) == expected * 10
+        assert time.monotonic() - started > 2, "it was over before the server was killed"
         restarted.join()
     finally:
         server.kill()
