@@ -21,7 +21,7 @@ from ..types import Json
 
 _BUNDLED = Path(__file__).resolve().parents[1] / "demo"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_READ = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+_READ = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 _CODE = "*.py"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _DTYPES = ("auto", "float32", "float16", "bfloat16")

@@ -122,13 +122,20 @@ def position_limit(config: Any) -> int | None:
     return None if limit is None else int(limit)
 
 
-def hide_padding(ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+def hide_padding(ids_BL: torch.Tensor, mask_BL: torch.Tensor, never: int | None = None) -> torch.Tensor:
     """Return left-padded ids with each row's padding replaced by the row's own last token.
 
     A mask hides these places from attention, so nothing reads them but the repetition penalty. It would penalise the
     padding token in padded rows only, and some models' padding token is their end of text.
+
+    Args:
+        ids_BL: Left-padded ids.
+        mask_BL: Their mask.
+        never: A token that must not be multiplied; where it is the last one, the one before it is taken.
     """
-    return ids_BL.where(mask_BL.bool(), ids_BL[:, -1:])
+    last_B1, before_B1 = ids_BL[:, -1:], ids_BL[:, -2:-1]
+    fill_B1 = last_B1 if never is None else before_B1.where(last_B1 == never, last_B1)
+    return ids_BL.where(mask_BL.bool(), fill_B1)
 
 
 def check_length(limit: int | None, length: int, prompts: Sequence[Prompt], decoding: Decoding) -> None:

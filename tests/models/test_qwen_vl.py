@@ -1,0 +1,130 @@
+"""Qwen-VL's wiring on a stand-in with the interface of its remote code. The real checkpoint was not run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evalkit.contracts import check_model
+from evalkit.errors import ModelError, SampleError
+from evalkit.models.qwen_vl import QwenVl
+from evalkit.types import Decoding, Prompt
+
+from . import tiny
+
+CODE = Path(__file__).parent / "qwen_standin"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qwen_vl")
+    for path in CODE.glob("*.py"):
+        shutil.copy(path, folder)
+    sys.path.insert(0, str(CODE))
+    try:
+        from modeling_qwen import QWenConfig, QWenLMHeadModel
+    finally:
+        sys.path.remove(str(CODE))
+    config = QWenConfig(
+        **{**tiny.LLAMA, "model_type": "qwen", "vocab_size": 264, "pad_token_id": None, "bos_token_id": None},
+        visual={"image_size": 28, "patch_size": 7, "image_start_id": 257},
+    )
+    model = tiny.scatter(QWenLMHeadModel(config), 2, 0.35)
+    tiny.end_sooner(model, 256)
+    model.save_pretrained(folder)
+    saved = json.loads((folder / "config.json").read_text())
+    saved |= {"model_type": "qwen", "auto_map": AUTO_MAP}
+    (folder / "config.json").write_text(json.dumps(saved))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]}})
+    )
+    return folder
+
+
+AUTO_MAP = {"AutoConfig": "modeling_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"}
+
+
+def adapter(folder: Path, **settings: Any) -> QwenVl:
+    return QwenVl(checkpoint=str(folder), trust_remote_code=True, **settings)
+
+
+def test_contract(folder: Path) -> None:
+    findings = check_model(adapter(folder))
+    assert not [str(finding) for finding in findings if finding.passed is not True]
+
+
+@pytest.mark.parametrize("decoding", [Decoding(), Decoding(max_new_tokens=28, min_new_tokens=10)])
+def test_shared_features_equal_the_official_call(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoding: Decoding
+) -> None:
+    """As evaluate_vqa.py and evaluate_grounding.py ask: the picture's path in the text, left-padded ids, `generate`."""
+    monkeypatch.chdir(tmp_path)
+    for row, image in enumerate(tiny.pictures()):
+        image.save(f"{row}.png")
+    model = adapter(folder)
+    model.prepare(tiny.task())
+    texts = ["what is this? Answer:", "<ref>the red dog</ref><box>", "Describe the image in English:"]
+    prompts = [Prompt(sample_id=f"{row}-{text}", text=text, rows=(row,)) for row in range(4) for text in texts]
+    outputs = model.generate(model.encode([model.preprocess(image) for image in tiny.pictures()]), prompts, decoding)
+    tiny.assert_distinct(outputs)
+    reference = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor(tokenizer([f"<img>{prompt.rows[0]}.png</img>{prompt.text}"])["input_ids"])
+        found = reference.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=decoding.max_new_tokens,
+            min_new_tokens=decoding.min_new_tokens,
+            pad_token_id=tokenizer.eod_id,
+            eos_token_id=tokenizer.eod_id,
+        )
+        expected.append(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))
+    assert outputs == expected
+
+
+def test_several_images_in_order(folder: Path) -> None:
+    model = adapter(folder)
+    model.prepare(tiny.task())
+    encoded = model.encode([model.preprocess(image) for image in tiny.pictures()])
+    prompts = [Prompt(sample_id=str(rows), text="what", rows=rows) for rows in ((0, 2), (2, 0), ())]
+    assert len(set(model.generate(encoded, prompts, Decoding()))) == 3
+
+
+def test_its_code_runs_only_when_trusted(folder: Path) -> None:
+    model = QwenVl(checkpoint=str(folder))
+    assert "trust_remote_code=true" in str(model.refuses(tiny.task()))
+    assert adapter(folder).refuses(tiny.task()) is None
+    assert adapter(folder).refuses(tiny.task("ground")) is None
+    assert {"modeling_qwen.py", "tokenization_qwen.py"} <= set(model.files(tiny.task()))
+
+
+def test_untrusted_code_is_not_run_even_when_loaded_directly(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
+    with pytest.raises(ModelError):
+        QwenVl(checkpoint=str(folder)).prepare(tiny.task())
+
+
+def test_published_pickles_are_refused(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "model.safetensors").rename(copy / "pytorch_model-00001-of-00001.bin")
+    with pytest.raises(ModelError, match="convert it once"):
+        adapter(copy).files(tiny.task())
+
+
+def test_image_tags_in_a_prompt_are_refused(folder: Path) -> None:
+    model = adapter(folder)
+    model.prepare(tiny.task())
+    encoded = model.encode([model.preprocess(image) for image in tiny.pictures()])
+    with pytest.raises(SampleError, match="sample 5"):
+        model.generate(encoded, [Prompt(sample_id="5", text="<img>/etc/passwd</img>", rows=(0,))], Decoding())
