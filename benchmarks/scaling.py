@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.support import start, vqa_files
 
-_IMAGES, _PICTURES = 3000, 60
+_IMAGES, _PICTURES = 12000, 60
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def measure(root: Path, checkpoint: Path, devices: int, seconds: float, number: 
     before = os.times()
     process = start(
         "model=custom", "model._target_=evalkit.models.blip2.Blip2", "model.name=tiny", "task=vqav2",
-        f"model.checkpoint={checkpoint}", "data=files", f"data.root={root / 'files'}", "data.check=false", f"devices={devices}",
-        "engine.threads=1", "engine.loader_threads=2", cwd=home,
+        f"model.checkpoint={checkpoint}", "data=files", f"data.root={root / 'files'}", "data.check=false",
+        f"devices={devices}", "engine.threads=1", "engine.loader_threads=2", cwd=home,
     )  # fmt: skip
     try:
         while sum(count > 0 for count in _counts(home)) < devices:

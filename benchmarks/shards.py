@@ -3,9 +3,10 @@
     python -m benchmarks.shards
 
 Costs are measured here: CPU seconds of units of a small BLIP-2 with random weights, one thread, for units with few and
-many questions, the least of five measurements each. A line through them gives the cost of an image and of a question, the rest its scatter. The simulation
-draws every unit's cost from that line and scatter. Questions per image are 3 (the least VQAv2 asks) and a geometric
-number more, to the published totals: the test questions are not part of this repository.
+many questions, the least of fifteen measurements each. Least squares give the cost of an image, a question and a batch
+of prompts (each decoding step costs something however many prompts are in it); what is left over is the scatter. The
+simulation draws every unit's cost from that. Questions per image are 3 (the least VQAv2 asks) and a geometric number
+more, to the published totals: the test questions are not part of this repository.
 
 Idle time is the share of all workers' time that they wait for the last one: 1 - mean / max of the shares' costs.
 """
@@ -19,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from evalkit import plan
@@ -26,7 +28,7 @@ from evalkit.types import Decoding, Prompt, Sample, Unit
 
 IMAGES, QUESTIONS = 81_434, 447_793
 _IMAGE_BATCH, _PROMPT_BATCH = 16, 32
-_REPEATS = 5
+_REPEATS = 15
 """The least of so many measurements is the unit's cost; what is above it is what else the machine did."""
 
 
@@ -51,8 +53,23 @@ def split_like_vqav2(images: int = IMAGES, questions: int = QUESTIONS, seed: int
     )
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What units cost, in CPU seconds."""
+
+    image: float
+    question: float
+    batch: float
+    factors: tuple[float, ...]
+    """Measured over expected, a unit each."""
+
+    def of(self, unit: Unit) -> float:
+        """Return what is expected of a unit."""
+        return self.image * len(unit.image_ids) + self.question * len(unit.samples) + self.batch * len(unit.batches)
+
+
 def measured_costs(num_units: int = 40, seed: int = 0) -> list[tuple[int, int, float]]:
-    """Return (images, questions, CPU seconds) of units of a small BLIP-2, images preprocessed, too."""
+    """Return (questions, batches, CPU seconds) of units of a small BLIP-2, images preprocessed, too."""
     import torch
 
     from evalkit.models.blip2 import Blip2
@@ -81,16 +98,25 @@ def measured_costs(num_units: int = 40, seed: int = 0) -> list[tuple[int, int, f
                 for prompts in batches:
                     model.generate(encoded, prompts, Decoding(max_new_tokens=10))
                 times.append(time.process_time() - start)
-            costs.append((_IMAGE_BATCH, len(rows), min(times)))
+            costs.append((len(rows), len(batches), min(times)))
     return costs[3:]  # the first ones warm up
 
 
-def line_through(costs: Sequence[tuple[int, int, float]]) -> tuple[float, float, list[float]]:
-    """Return seconds an image, seconds a question, and how far each unit is from the line, as a factor."""
-    xs, ys = [questions for _, questions, _ in costs], [seconds for *_, seconds in costs]
-    slope, intercept = statistics.linear_regression(xs, ys)
-    factors = [y / (intercept + slope * x) for x, y in zip(xs, ys, strict=True)]
-    return intercept / costs[0][0], slope, factors
+def fitted(costs: Sequence[tuple[int, int, float]]) -> Cost:
+    """Return the cost of an image, a question and a batch by least squares, none below zero, and the scatter."""
+    import numpy as np
+
+    measured = np.array([seconds for *_, seconds in costs])
+    columns = np.array([[_IMAGE_BATCH, questions, batches] for questions, batches, _ in costs], dtype=float)
+    kept = [0, 1, 2]
+    while True:
+        solved = np.linalg.lstsq(columns[:, kept], measured, rcond=None)[0]
+        if (solved >= 0).all():
+            break
+        del kept[int(solved.argmin())]
+    parts = dict(zip(kept, solved.tolist(), strict=True))
+    image, question, batch = (parts.get(column, 0.0) for column in range(3))
+    return Cost(image, question, batch, tuple((measured / (columns @ [image, question, batch])).tolist()))
 
 
 def idle(loads: Sequence[float]) -> float:
@@ -119,13 +145,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Simulate idle time on VQAv2 test.")
     parser.add_argument("--seeds", type=int, default=5)
     asked = parser.parse_args()
-    measured = measured_costs()
-    image_s, question_s, factors = line_through(measured)
-    scatter = statistics.stdev(factors)
+    cost = fitted(measured_costs())
     units = split_like_vqav2()
     print(
-        f"measured: {image_s * 1e3:.2f} ms an image, {question_s * 1e3:.2f} ms a question, a unit's scatter "
-        f"{scatter:.1%} ({len(measured)} units)\n"
+        f"measured: {cost.image * 1e3:.2f} ms an image, {cost.question * 1e3:.2f} ms a question, "
+        f"{cost.batch * 1e3:.2f} ms a batch, scatter of a unit {statistics.stdev(cost.factors):.1%} "
+        f"({len(cost.factors)} units)\n"
         f"{len(units)} units, {sum(len(unit.image_ids) for unit in units)} images, "
         f"{sum(len(unit.samples) for unit in units)} questions; median of {asked.seeds} draws, worst in brackets\n"
         "workers  idle, planned shards  idle, handed out"
@@ -135,12 +160,9 @@ def main() -> None:
         fixed, dynamic = [], []
         for seed in range(asked.seeds):
             chance = random.Random(seed)
-            cost = {
-                unit.index: (image_s * len(unit.image_ids) + question_s * len(unit.samples)) * chance.choice(factors)
-                for unit in units
-            }
-            fixed.append(idle([sum(cost[unit.index] for unit in shard) for shard in shards]))
-            dynamic.append(idle(handed_out([cost[unit.index] for unit in units], workers)))
+            drawn = {unit.index: cost.of(unit) * chance.choice(cost.factors) for unit in units}
+            fixed.append(idle([sum(drawn[unit.index] for unit in shard) for shard in shards]))
+            dynamic.append(idle(handed_out([drawn[unit.index] for unit in units], workers)))
         print(
             f"{workers:7}  {statistics.median(fixed):8.2%} ({max(fixed):.2%})"
             f"      {statistics.median(dynamic):8.2%} ({max(dynamic):.2%})"
