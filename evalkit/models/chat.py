@@ -62,7 +62,8 @@ class Chat:
         checkpoint: Folder or hub name.
         revision: Of a hub name.
         system: A system turn before each question; None: whatever the template does by itself.
-        image_options: Settings of the image processor to change, such as {max_pixels: 1003520}.
+        image_options: Settings of the image processor to change, such as Qwen-VL's
+            {size: {shortest_edge: 3136, longest_edge: 1003520}} (pixels).
         pad_to_square: Put images on a square of the mean colour first, as LLaVA-1.5 was trained and evaluated.
         share_images: Encode an image once for all its questions; None: where the model allows it.
         box_extract: Name of the extraction of its box syntax, for a model that grounds.

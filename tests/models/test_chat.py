@@ -67,7 +67,7 @@ def test_shared_features_equal_the_documented_call(folder: Path, name: str) -> N
     model, encoded = ready(folder)
     prompts = tiny.prompts()
     outputs = model.generate(encoded, prompts, decoding)
-    assert len(set(outputs)) >= 15
+    assert len(set(outputs)) >= (15 if decoding.num_beams == 1 else 10)
     reference = AutoModelForImageTextToText.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     expected = []
@@ -124,7 +124,7 @@ def test_padding_to_a_square_changes_what_is_seen(tmp_path: Path) -> None:
 def test_image_options_reach_the_processor(tmp_path: Path) -> None:
     folder = tiny.chat(tmp_path, "qwen2_vl")
     model, _ = ready(folder)
-    other, _ = ready(folder, image_options={"max_pixels": 28 * 28})
+    other, _ = ready(folder, image_options={"size": {"shortest_edge": 28 * 28, "longest_edge": 28 * 28}})
     image = tiny.pictures()[2]
     assert len(other.preprocess(image).span) < len(model.preprocess(image).span)
     with pytest.raises(ImageError, match="1x5000"):
