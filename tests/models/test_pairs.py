@@ -1,0 +1,122 @@
+"""Every published (model, task) pair: the YAML's protocol, on a tiny twin of the model's architecture, end to end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evalkit.__main__ import main
+from evalkit.paths import bundled
+
+from . import tiny
+
+
+def twin_of(name: str) -> Callable[[Path], Path] | None:
+    """Return how to make a tiny checkpoint of the architecture that this model has."""
+    language = "t5" if "flant5" in name else "llama" if "vicuna" in name else "opt"
+    if name.startswith("blip2-itm"):
+        return tiny.blip2_matching
+    if name.startswith(("blip2-opt", "blip2-flant5")):
+        return lambda folder: tiny.blip2_text(folder, language)
+    if name.startswith("instructblip"):
+        return lambda folder: tiny.instructblip(folder, language)
+    if name.startswith("blip-"):
+        head = next(head for word, head in BLIP_HEADS.items() if word in name)
+        return lambda folder: tiny.blip(folder, head)
+    if name.startswith(("clip", "siglip")):
+        return lambda folder: tiny.dual(folder, name.partition("-")[0])
+    for word, family in CHATS.items():
+        if name.startswith(word):
+            return lambda folder: tiny.chat(folder, family)
+    return None
+
+
+BLIP_HEADS = {"vqa": "vqa", "caption": "caption", "itm": "retrieve"}
+CHATS = {
+    "llava-1.5": "llava",
+    "llava-next": "llava_next",
+    "qwen2-vl": "qwen2_vl",
+    "qwen2.5-vl": "qwen2_5_vl",
+    "qwen3-vl": "qwen3_vl",
+}
+NOT_HERE = ("api", "blip2-tiny", "blip2-tiny-early", "custom", "fake", "majority", "oracle", "qwen-vl", "qwen-vl-chat")
+"""Baselines and forms; the bundled model has tests of its own, Qwen-VL's code comes with its checkpoint."""
+IMPOSSIBLE = [("blip2-opt", "refcoco"), ("blip2-itm", "vqav2"), ("llava-1.5-7b", "retrieval"), ("clip", "coco_caption")]
+"""Refused before anything loads: no box syntax, the wrong half, no embeddings, no text."""
+NOT_IN_THE_WORLD = ("retrieval/flickr30k",)
+"""The picture world has one retrieval split, under COCO's name."""
+
+FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((bundled("configs") / "model").glob("*.yaml"))}
+PAIRS = [
+    (name, task)
+    for name, spec in FILES.items()
+    if name not in NOT_HERE
+    for task in spec.get("protocol") or ("vqav2", "coco_caption")
+    if task not in NOT_IN_THE_WORLD
+]
+
+
+def arguments(name: str, task: str, folder: Path, out: Path) -> list[str]:
+    tiny_settings = ["model.encoder_token=5"] if "encoder_token" in FILES[name]["model"] else []
+    # LAVIS lemmatises with spaCy, which is optional.
+    changes = ["extract=first_line"] if "lemmatize" in str(FILES[name].get("protocol", {}).get(task)) else []
+    if "rank_candidates" in str(FILES[name].get("protocol", {}).get(task)):
+        answers = folder / "answers-to-rank.json"
+        answers.write_text(json.dumps(["yes", "no", "red", "two", "a heart"]))
+        changes += [f"data.answers={answers}"]
+    return [
+        f"model={name}",
+        f"model.checkpoint={folder}",
+        *tiny_settings,
+        *changes,
+        f"task={task}",
+        "data=demo",
+        "limit=3",
+        f"out={out}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[Any, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            twin = twin_of(name)
+            assert twin is not None
+            made[name] = twin(tmp_path_factory.mktemp("twin"))
+        return made[name]
+
+    return get
+
+
+def test_every_model_is_accounted_for() -> None:
+    assert [name for name in FILES if name not in NOT_HERE and twin_of(name) is None] == []
+    assert len(PAIRS) > 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "task"), PAIRS, ids=[f"{name}-{task}" for name, task in PAIRS])
+def test_pair_runs(
+    name: str, task: str, twins: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(name, task, twins(name), tmp_path / "runs")) == 0, capsys.readouterr().err
+    [scores] = (tmp_path / "runs").rglob("scores.json")
+    assert json.loads(scores.read_text())
+    lines = [line for path in (tmp_path / "runs").rglob("predictions/*.jsonl") for line in path.open()]
+    assert len(lines) == 3
+    assert all(json.loads(line)["error"] is None for line in lines)
+
+
+@pytest.mark.parametrize(("name", "task"), IMPOSSIBLE)
+def test_a_pair_that_cannot_be_is_refused(
+    name: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a checkpoint: nothing is loaded, or even looked for."""
+    assert main(arguments(name, task, tmp_path / "nowhere", tmp_path / "runs")) == 2
+    assert "needs" in capsys.readouterr().err
