@@ -61,7 +61,7 @@ def _case(root: Path, *, questions: int, images: int) -> None:
     num = len(ready.dataset.samples)
     print(
         f"{num} questions, {questions} an image, {len(set(answers.values()))} distinct answers, all equal: evalkit "
-        f"answers {statistics.median(ratios):.3f} x as many questions a CPU second as the bare loop (median of {_PAIRS} pairs)"
+        f"answers {statistics.median(ratios):.3f} x as many a CPU second as the bare loop (median of {_PAIRS} pairs)"
     )
 
 

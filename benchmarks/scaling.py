@@ -53,7 +53,8 @@ def measure(root: Path, checkpoint: Path, devices: int, seconds: float, number: 
         first, begun = sum(_counts(home)), time.monotonic()
         time.sleep(seconds)
         last, ended = sum(_counts(home)), time.monotonic()
-        assert process.poll() is None, "there was not enough work: give fewer --seconds"
+        if process.poll() is not None:
+            raise SystemExit(f"the run ended before its time; give fewer --seconds?\n{process.communicate()[1]}")
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=300)
     finally:

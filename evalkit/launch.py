@@ -44,6 +44,7 @@ def launch(config: RunConfig, argv: Sequence[str]) -> int:
     model = build_model(config.model)
     out = Path(config.out)
     ready = [_identified(spec, config, model, out) for spec in config.task]
+    _preflight(ready, config.metrics)
     code = 0
     with crew_of(config, model, ready, place) as crew:
         for number, assignment in enumerate(ready):
@@ -62,6 +63,21 @@ def launch(config: RunConfig, argv: Sequence[str]) -> int:
             code = error.exit_code
     _tables(out, ready)
     return code
+
+
+def _preflight(ready: Sequence[Assignment], config: MetricsConfig) -> None:
+    """Say what will be missing in the scores before a model runs for hours.
+
+    Raises:
+        ConfigError: a name in `metrics.names` that no metric of these tasks gives.
+    """
+    tasks = [assignment.task for assignment in ready]
+    score.check_names(tasks, config.names)
+    settings = dataclasses.replace(metric_settings(config), names=())
+    for ask in dict.fromkeys(metric.preflight for task in tasks for metric in task.metrics if metric.preflight):
+        for name, reason in ask(settings).items():
+            if not config.names or name in config.names:
+                _say(f"no {name} in this run: {reason}")
 
 
 def build_model(spec: Mapping[str, Any]) -> Model:

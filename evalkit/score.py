@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evalkit import manifest
-from evalkit.errors import ConfigError, IncompleteError
+from evalkit.errors import ConfigError, IncompleteError, unknown
 from evalkit.extract import extract
 from evalkit.metrics.intervals import clustered_mean_interval
 from evalkit.results import write_submission
@@ -83,6 +83,18 @@ def score(
     return result
 
 
+def check_names(tasks: Iterable[Task], names: Iterable[str]) -> None:
+    """Refuse a name in `metrics.names` that no metric of these tasks gives; a task without any of them is scored whole.
+
+    Raises:
+        ConfigError: the name is not known.
+    """
+    known = {name for task in tasks for metric in task.metrics for name in metric.names}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"metrics.names: {unknown('metric to choose for these tasks', name, known)}")
+
+
 def is_blind(dataset: Dataset) -> bool:
     """Whether the references of a split are hidden: its server scores it."""
     return all(sample.reference is None for sample in dataset.samples)
@@ -120,7 +132,10 @@ def _answer(task: Task, sample: Sample, prediction: Prediction) -> Json:
 
 def _compute(task: Task, answered: Sequence[Answered], settings: MetricSettings) -> Scores:
     """Return the scores of all metrics of the task, as one."""
-    parts = [metric.compute(answered, settings) for metric in task.metrics]
+    parts = []
+    for metric in task.metrics:
+        chosen = tuple(name for name in settings.names if name in metric.names)
+        parts.append(metric.compute(answered, dataclasses.replace(settings, names=chosen)))
     return Scores(
         aggregate={name: value for part in parts for name, value in part.aggregate.items()},
         per_sample={name: values for part in parts for name, values in part.per_sample.items()},

@@ -268,6 +268,10 @@ class Metric:
 
     name: str
     compute: Callable[[Sequence[Answered], MetricSettings], Scores]
+    names: tuple[str, ...] = ()
+    """The scores that `metrics.names` can choose among; empty: the metric always gives all it has."""
+    preflight: Callable[[MetricSettings], Mapping[str, str]] | None = None
+    """Tells before a run what cannot be computed on this machine, {score: why}."""
     independent: bool = True
     """A sample's value does not depend on the others, so the score of a group is a mean. CIDEr is not."""
 

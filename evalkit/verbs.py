@@ -179,6 +179,7 @@ _SCORING = {"extract", "metric_variant", "metrics", "data", "allow_partial", "ma
 
 
 def _scored(task: Task, dataset: Dataset, predictions: Mapping[str, Prediction], asked: RunConfig) -> dict[str, Json]:
+    score.check_names((task,), asked.metrics.names)
     return score.score(
         task,
         dataset,

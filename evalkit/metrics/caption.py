@@ -8,6 +8,7 @@ in worker processes of ours; where one is missing or fails, the metric is named 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -95,7 +96,8 @@ def caption_metric(name: str = "captions", context: ptb.Context = "file") -> Met
         clusters = [item.sample.image_ids[0] for item in answered]
         return _score(keys, tokens, wanted, settings, clusters=clusters)
 
-    return Metric(name=name, compute=compute, independent=False)
+    names = tuple(dict.fromkeys((*GROUPS, *NAMES)))
+    return Metric(name=name, compute=compute, names=names, preflight=preflight, independent=False)
 
 
 def preflight(settings: MetricSettings) -> Mapping[str, str]:
@@ -281,7 +283,7 @@ def _score(
         try:
             spice_values, categories = _spice(keys, tokens, settings, notes)
             counted = [each for each in spice_values if each is not None]
-            aggregate["SPICE"] = float(np.mean(counted))
+            aggregate["SPICE"] = math.fsum(counted) / len(counted)
             per_sample["SPICE"] = spice_values
             details["SPICE"] = categories
         except MetricError as error:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def category_means(scores: Sequence[SpiceScore]) -> dict[str, float]:
     for name in CATEGORIES:
         values = [value for score in scores if (value := score.categories[name].f) is not None]
         if values:
-            means[name] = sum(values) / len(values)
+            means[name] = math.fsum(values) / len(values)
     return means
 
 

@@ -128,7 +128,8 @@ def vqa_metric(variant: str) -> Metric:
     """
     if variant not in VARIANTS:
         raise ConfigError(unknown("VQA variant", variant, VARIANTS))
-    return Metric(name="vqa_accuracy", compute=functools.partial(vqa_scores, variant=variant))
+    names = ("vqa_accuracy", *(f"vqa_accuracy[{each}]" for each in VARIANTS))
+    return Metric(name="vqa_accuracy", compute=functools.partial(vqa_scores, variant=variant), names=names)
 
 
 def vqa_scores(answered: Sequence[Answered], settings: MetricSettings, *, variant: str) -> Scores:
