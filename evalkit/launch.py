@@ -44,7 +44,7 @@ def launch(config: RunConfig, argv: Sequence[str]) -> int:
     model = build_model(config.model)
     out = Path(config.out)
     ready = [_identified(spec, config, model, out) for spec in config.task]
-    _preflight(ready, config.metrics)
+    told = _preflight(ready, config.metrics)
     code = 0
     with crew_of(config, model, ready, place) as crew:
         for number, assignment in enumerate(ready):
@@ -57,7 +57,7 @@ def launch(config: RunConfig, argv: Sequence[str]) -> int:
         )
     for assignment in ready:
         try:
-            _score(assignment, config)
+            _score(assignment, config, told)
         except IncompleteError as error:
             _say(str(error))
             code = error.exit_code
@@ -65,8 +65,8 @@ def launch(config: RunConfig, argv: Sequence[str]) -> int:
     return code
 
 
-def _preflight(ready: Sequence[Assignment], config: MetricsConfig) -> None:
-    """Say what will be missing in the scores before a model runs for hours.
+def _preflight(ready: Sequence[Assignment], config: MetricsConfig) -> set[str]:
+    """Say what will be missing in the scores before a model runs for hours; return the reasons given.
 
     Raises:
         ConfigError: a name in `metrics.names` that no metric of these tasks gives.
@@ -74,10 +74,13 @@ def _preflight(ready: Sequence[Assignment], config: MetricsConfig) -> None:
     tasks = [assignment.task for assignment in ready]
     score.check_names(tasks, config.names)
     settings = dataclasses.replace(metric_settings(config), names=())
+    told: set[str] = set()
     for ask in dict.fromkeys(metric.preflight for task in tasks for metric in task.metrics if metric.preflight):
         for name, reason in ask(settings).items():
             if not config.names or name in config.names:
                 _say(f"no {name} in this run: {reason}")
+                told.add(reason)
+    return told
 
 
 def build_model(spec: Mapping[str, Any]) -> Model:
@@ -284,7 +287,7 @@ def _run(number: int, ready: Assignment, config: RunConfig, crew: Crew, place: P
     return not stop.is_set()
 
 
-def _score(ready: Assignment, config: RunConfig) -> None:
+def _score(ready: Assignment, config: RunConfig, told: set[str]) -> None:
     predictions = log.read_log(ready.predictions).predictions
     result = score.score(
         ready.task,
@@ -296,6 +299,8 @@ def _score(ready: Assignment, config: RunConfig) -> None:
     )
     score.write(ready.folder, ready.task, ready.dataset, predictions, result)
     for name, reason in result["unavailable"].items():
+        if reason in told:
+            continue
         _say(f"{ready.label}: no {name}: {reason}")
 
 
