@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from evalkit.__main__ import main
+from evalkit.demo.world import ensure_world
 from evalkit.paths import bundled
 
 from . import tiny
@@ -65,17 +66,19 @@ def arguments(name: str, task: str, folder: Path, out: Path) -> list[str]:
     tiny_settings = ["model.encoder_token=5"] if "encoder_token" in FILES[name]["model"] else []
     # LAVIS lemmatises with spaCy, which is optional.
     changes = ["extract=first_line"] if "lemmatize" in str(FILES[name].get("protocol", {}).get(task)) else []
+    data = ["data=demo"]
     if "rank_candidates" in str(FILES[name].get("protocol", {}).get(task)):
+        # The picture world has no answer list, and brings its own files only: so the same files, given by name.
         answers = folder / "answers-to-rank.json"
         answers.write_text(json.dumps(["yes", "no", "red", "two", "a heart"]))
-        changes += [f"data.answers={answers}"]
+        data = ["data=files", f"data.root={ensure_world()}", f"data.answers={answers}", "data.check=false"]
     return [
         f"model={name}",
         f"model.checkpoint={folder}",
         *tiny_settings,
         *changes,
         f"task={task}",
-        "data=demo",
+        *data,
         "limit=3",
         f"out={out}",
     ]
