@@ -73,7 +73,7 @@ def make_files(root: Path) -> Path:
     """Write the questions, and pictures of noise: few, under many names."""
     from PIL import Image
 
-    vqa_files(root, images=_IMAGES, questions=5)
+    vqa_files(root, images=_IMAGES, questions=10)
     chance = random.Random(0)
     pictures = []
     for number in range(_PICTURES):
