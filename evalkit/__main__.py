@@ -26,6 +26,8 @@ evalkit: evaluate vision-language models
   python -m evalkit model=NAME task=NAME [key=value ...]
   python -m evalkit -m model=a,b task=vqav2,gqa        a sweep
   python -m evalkit list                               tasks, models, suites
+  python -m evalkit show model=NAME task=NAME          prompt, decoding, extraction ... that would be used
+  python -m evalkit check model=NAME                   does the checkpoint keep the promises of an adapter
   python -m evalkit score RUN... [key=value ...]       score stored predictions again; no model is loaded
   python -m evalkit score task=T predictions=FILE      score a result file in the benchmark's official format
   python -m evalkit status RUN...                      how far runs are, who writes, how each start ended

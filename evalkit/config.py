@@ -190,7 +190,7 @@ def parse(argv: Sequence[str], extra: Path | None = None, *, needs_model: bool =
     return _with_defaults(overrides) if needs_model else overrides
 
 
-VERBS = ("list", "score", "leaderboard", "status")
+VERBS = ("list", "show", "check", "score", "status", "leaderboard")
 _GROUP_HINTS = {
     "model": "or bring your own: model=custom model._target_=my_package.MyModel; more YAML files with --config-dir DIR",
     "suite": "or name tasks with task=",

@@ -12,11 +12,14 @@ import json
 import math
 from collections.abc import Callable, Mapping
 
+from evalkit.contracts import Finding, check_model
 from evalkit.errors import EvalkitError
 from evalkit.extract import extract, extractor
 from evalkit.images import check_name
 from evalkit.prompts import fill_template
 from evalkit.types import Answered, Dataset, Json, MetricSettings, Sample, Source, Task
+
+__all__ = ["Finding", "check_model", "check_task"]
 
 _WIDE = 25
 """Candidates beside an image's own captions in the perfect answer to a retrieval task."""

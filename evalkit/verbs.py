@@ -1,7 +1,8 @@
-"""The verbs of the command line that run no model: list, score, leaderboard, status. None of them imports torch."""
+"""The verbs of the command line. All but `check`, which asks the model itself, need no weights and import no torch."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from evalkit import config, log, manifest, registry, score
 from evalkit.config import DataConfig, RunConfig
 from evalkit.errors import ConfigError, EvalkitError, ResultsError
-from evalkit.launch import dataset_of, limited, metric_settings, resolve
+from evalkit.launch import build_model, dataset_of, limit_threads, limited, metric_settings, resolve
 from evalkit.paths import bundled
 from evalkit.types import Dataset, Json, Prediction, Task
 
@@ -21,6 +22,8 @@ def run(verb: str, words: Sequence[str], extra: Path | None) -> int:
         "score": _score,
         "leaderboard": _leaderboard,
         "status": _status,
+        "show": _show,
+        "check": _check,
     }
     return verbs[verb](words, extra)
 
@@ -44,6 +47,45 @@ def _list(words: Sequence[str], extra: Path | None) -> int:
         for name in config.options(group, extra):
             print(f"  {name:24} {_first_comment(group, name, extra)}")
     return 0
+
+
+def _show(words: Sequence[str], extra: Path | None) -> int:
+    """Print what a model would be asked: every setting in force for each task, or why the model refuses it."""
+    run = config.compose(config.parse(words, extra), extra)
+    model = build_model(run.model)
+    for spec in run.task:
+        task = resolve(spec, run, model)
+        print(f"{run.model.get('name')} on {task.name}")
+        if refusal := model.refuses(task):
+            print(f"  refused: {refusal}")
+            continue
+        settings = {
+            "prompt": repr(task.template) if task.kind != "retrieve" else None,
+            "question_filter": task.question_filter,
+            "decoding": ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(task.decoding).items())
+            if task.kind != "retrieve"
+            else None,
+            "image_size": task.image_size or "the model's own",
+            "extract": task.extract if task.kind != "retrieve" else None,
+            "metric": task.primary + (f" [{task.variant}]" if task.variant else ""),
+            "k": task.k if task.kind == "retrieve" else None,
+        }
+        for name, value in settings.items():
+            if value is not None:
+                print(f"  {name:16} {value}")
+    return 0
+
+
+def _check(words: Sequence[str], extra: Path | None) -> int:
+    """Run the contract suite on a model; exit code 1 when it breaks a promise."""
+    from evalkit.contracts import check_model
+
+    run = config.compose(config.parse(words, extra), extra)
+    limit_threads(run.engine.threads)
+    findings = check_model(build_model(run.model), distinct=False)
+    for finding in findings:
+        print(finding)
+    return int(any(finding.passed is False for finding in findings))
 
 
 def _first_comment(group: str, name: str, extra: Path | None) -> str:
