@@ -59,6 +59,8 @@ class RetrievalJob:
     pair_batch: int = 64
     loader_threads: int = 4
     stop: threading.Event = field(default_factory=threading.Event)
+    alive: Callable[[], None] = lambda: None
+    """Called after each batch of pairs: on a CPU a unit takes longer than a supervisor waits for a sign of life."""
 
 
 def text_units(texts: Sequence[Text]) -> list[tuple[Text, ...]]:
@@ -230,6 +232,7 @@ def _itm(job: RetrievalJob, encoded: Encoded, row: int, captions: Sequence[str],
     scores: list[float] = []
     for i in range(0, len(captions), job.pair_batch):
         scores += _itm_batch(job, encoded, row, captions[i : i + job.pair_batch], outcome)
+        job.alive()
     return scores
 
 

@@ -136,6 +136,7 @@ class Worker:
             pair_batch=assignment.engine.prompt_batch,
             loader_threads=assignment.engine.loader_threads,
             stop=self.stop,
+            alive=lambda: progress.advance(samples=0, images=0),
         )
         if phase == "pairs":
             return retrieval.match(pairs, mine, writer, progress, lambda unit: done(unit.index))
