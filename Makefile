@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench format clean
+.PHONY: demo test test-long lint bench format clean
 
 demo: .venv/.installed            ## the bundled tiny BLIP-2 on all eight tasks, offline
 	$(BIN)/python -m evalkit
 
-test: .venv/.tested               ## every test
-	$(BIN)/python -m pytest -n auto -q
+test: .venv/.tested               ## every test of less than some minutes
+	$(BIN)/python -m pytest -n auto -q -m "not long"
+
+test-long: .venv/.tested          ## the others: SPICE of 5,000 real captions
+	$(BIN)/python -m pytest -q -m long
 
 lint: .venv/.tested               ## ruff and mypy
 	$(BIN)/ruff check .
