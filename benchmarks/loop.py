@@ -2,8 +2,7 @@
 
     python -m benchmarks loop
 
-A random BLIP-2 (29 M parameters; ViT 384 x 12, Q-Former 256 x 6 with 32 queries, OPT 256 x 4) answers questions about
-drawn 224 x 224 JPEGs, greedy, 16 new tokens, one thread. Two cases: five questions an image (as in VQAv2), where the
+The random BLIP-2 of `_model` answers questions about drawn 224 x 224 JPEGs, greedy, 16 new tokens, one thread. Two cases: five questions an image (as in VQAv2), where the
 image is encoded once by both, and one question an image. The bare loop knows no log, no plan, no threads: it opens,
 encodes and asks in order, in the same batches. CPU seconds of the process, in pairs that take turns; the first pair
 warms up.
@@ -22,13 +21,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
-from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
+from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
+from benchmarks._model import small_blip2
 from evalkit import config, launch
 from evalkit.log import Writer, read_log
 from evalkit.progress import Progress
 from evalkit.work import Assignment, Worker
-from tests.models.tiny import scatter, square_processor, tokenizer
 
 _PAIRS = 3
 _WORDS = ("what", "colour", "is", "how", "many", "cat", "red", "photo", "the", "of")
@@ -39,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        _checkpoint(root / "model")
+        small_blip2(root / "model")
         for questions in (5, 1):
             _case(root, questions=questions, images=64 if questions == 1 else 32)
 
@@ -118,33 +117,6 @@ def _timed(function: Callable[[], dict[str, str | None]]) -> tuple[float, dict[s
     start = time.process_time()
     result = function()
     return time.process_time() - start, result
-
-
-def _checkpoint(folder: Path) -> None:
-    words = tokenizer("$A", extra=["<image>"])
-    size = len(words)
-    model = Blip2ForConditionalGeneration(
-        Blip2Config(
-            vision_config={
-                **{"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6}
-            },
-            qformer_config={
-                **{"hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 6, "num_attention_heads": 4},
-                **{"cross_attention_frequency": 2, "vocab_size": size, "encoder_hidden_size": 384},
-            },
-            text_config={
-                **{"model_type": "opt", "hidden_size": 256, "word_embed_proj_dim": 256, "ffn_dim": 1024},
-                **{"num_hidden_layers": 4, "num_attention_heads": 4, "dropout": 0.0, "vocab_size": size},
-                **{"pad_token_id": 0},
-                **{"bos_token_id": 1, "eos_token_id": 2},
-            },
-            num_query_tokens=32,
-            image_token_index=words.convert_tokens_to_ids("<image>"),
-        )
-    )
-    scatter(model, spread=0.05)
-    model.save_pretrained(folder)
-    Blip2Processor(square_processor(224), words, num_query_tokens=32).save_pretrained(folder)
 
 
 def _dataset(folder: Path, *, images: int, questions: int) -> None:

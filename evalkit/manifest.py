@@ -56,6 +56,8 @@ def identity(
         "files": dict(files),
         "software": {name: _minor(name) for name in ("torch", "transformers")},
     }
+    if task.kind == "choose":
+        facts["options"] = digest(sorted((sample.id, sample.options) for sample in dataset.samples))
     if task.kind == "retrieve":
         facts["k"] = task.k
         facts["texts"] = digest(sorted((text.id, text.text) for text in dataset.texts))

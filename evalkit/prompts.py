@@ -50,15 +50,18 @@ def fill(task: Task, sample: Sample) -> str:
 
 def fill_template(template: str, sample: Sample, *, question_filter: str | None = None) -> str:
     """Return a template with the sample's fields in it, the question cleaned first where a filter is set."""
+    values: Mapping[str, str | int] = sample.fields
+    if sample.options:
+        # Filled in option by option when the model is asked; see `choice.py`.
+        values = {**values, "option": "{option}"}
     names = fields_of(template)
-    absent = [name for name in names if name not in sample.fields]
+    absent = [name for name in names if name not in values]
     if absent:
-        fields = ", ".join(f"{{{name}}}" for name in sorted(sample.fields)) or "none"
+        fields = ", ".join(f"{{{name}}}" for name in sorted(values)) or "none"
         raise ConfigError(
             f"the prompt {template!r} names {{{absent[0]}}}, which this task's samples do not have; "
             f"their fields: {fields} (write {{{{ and }}}} for plain braces)"
         )
-    values: Mapping[str, str | int] = sample.fields
     if question_filter is not None and "question" in values:
         values = {**values, "question": clean(str(values["question"]), question_filter)}
     return "".join(literal + (str(values[name]) if name is not None else "") for literal, name in _parts(template))

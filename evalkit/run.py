@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from evalkit.choice import Chooser
 from evalkit.errors import EvalkitError, ImageError, SampleError
 from evalkit.loading import Loaded, load_ahead
 from evalkit.log import Writer
@@ -117,6 +118,7 @@ class _Asker:
     def __init__(self, job: Job, outcome: Outcome) -> None:
         self.job = job
         self.outcome = outcome
+        self._chooser = Chooser(job.model)
         self._none_answered = True
         self._failed_in_a_row = 0
 
@@ -220,6 +222,9 @@ class _Asker:
             )
             for sample in batch
         ]
+        if job.task.kind == "choose":
+            options = [sample.options for sample in batch]
+            return self._chooser.choose(encoded, prompts, options, match=job.task.matches)
         if decoding.rank_candidates:
             return job.model.rank(encoded, prompts, job.dataset.candidates, decoding.rank_candidates)
         return job.model.generate(encoded, prompts, decoding)

@@ -34,6 +34,8 @@ class Sample:
     """What a prompt template and an extraction may use: {question}, {expression}, {width} ..."""
     reference: Json = None
     """What a metric compares with; None on a blind test split."""
+    options: tuple[str, ...] = ()
+    """A `choose` task: what the model chooses from, in the order in which ties are broken."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Keys for breakdowns: {"answer_type": "yes/no"}."""
 
@@ -161,11 +163,21 @@ class GeneratingModel(Model, Protocol):
     def loglikelihood(
         self, encoded: Encoded, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
     ) -> list[list[float]]:
-        """Return the summed log-probability of each option of each prompt ("loglikelihood" only)."""
+        """Return the summed log-probability of each option after each prompt ("loglikelihood" only).
+
+        Prompt and option are joined by a space unless the prompt ends in one, and tokenized together; what is summed
+        are the option's tokens (and, in an encoder-decoder, the end token that T5's own targets have).
+
+        Raises:
+            SampleError: An option has no token of its own, or does not fit the model's positions.
+        """
 
 
 class MatchingModel(Model, Protocol):
-    """Capability "itc", and "itm" where `itm` is implemented. Arrays are numpy float32."""
+    """Capability "itc", and "itm" where `itm` is implemented. Arrays are numpy float32.
+
+    "itc" also serves `choose` tasks: the option nearest to the image, see `choice.py`.
+    """
 
     def itc_images(self, encoded: Encoded) -> Any:
         """Return normalised image features (I, Q, D); the similarity is the maximum over Q."""
@@ -393,6 +405,11 @@ class Task:
     """The one output that scores best without looking; None: the most frequent perfect output."""
     version: int = 1
     """Raised when numbers move."""
+
+    @property
+    def matches(self) -> bool:
+        """Whether a `choose` task compares each option's text with the image: its template holds {option}."""
+        return self.kind == "choose" and "{option}" in self.template
 
     @property
     def family(self) -> str:

@@ -63,7 +63,7 @@ def _show(words: Sequence[str], extra: Path | None) -> int:
             "prompt": repr(task.template) if task.kind != "retrieve" else None,
             "question_filter": task.question_filter,
             "decoding": ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(task.decoding).items())
-            if task.kind != "retrieve"
+            if task.kind in ("generate", "ground")
             else None,
             "image_size": task.image_size or "the model's own",
             "extract": task.extract if task.kind != "retrieve" else None,

@@ -30,11 +30,11 @@ def shortfall(capabilities: Collection[Capability], task: Task) -> str | None:
         capabilities: What the model declares.
         task: The task as it will be run, its decoding settled.
     """
-    need = _NEEDS[task.kind]
+    need = "itc" if task.matches else _NEEDS[task.kind]
     if need not in capabilities:
         can = ", ".join(sorted(capabilities)) or "nothing"
         return f"{task.name} needs {need!r}: {_WITHOUT[need]} (it can: {can})"
-    if task.kind != "retrieve" and task.decoding.rank_candidates > 0 and "rank" not in capabilities:
+    if task.kind in ("generate", "ground") and task.decoding.rank_candidates > 0 and "rank" not in capabilities:
         return f"{task.name} asks for {task.decoding.rank_candidates} ranked candidates: {_WITHOUT['rank']}"
     return None
 
