@@ -87,9 +87,9 @@ class Blip2:
         return shortfall(self.capabilities, task) or sampling_with_beams(task.decoding)
 
     def identity(self, task: Task) -> Mapping[str, Json]:
-        """Return adapter, loading and image size; retrieval adds where captions are cut."""
+        """Return adapter, loading and image size; matching adds where texts are cut."""
         settings = {"adapter": "blip2", **self._loading.identity(), "image_size": task.image_size}
-        if task.kind == "retrieve":
+        if _matching(task):
             settings |= {"max_caption_tokens": MAX_CAPTION_TOKENS}
         return settings
 
@@ -99,7 +99,7 @@ class Blip2:
 
     def prepare(self, task: Task) -> None:
         """Load the half, once, and set the image size."""
-        matching = task.kind == "retrieve"
+        matching = _matching(task)
         if matching not in self._halves:
             self._halves[matching] = _Half.load(self._checkpoint(task), self._loading, matching=matching)
         self._half = self._halves[matching]
@@ -137,7 +137,7 @@ class Blip2:
         return self._ready().match(features, texts, self._pair_batch)
 
     def _checkpoint(self, task: Task) -> Checkpoint:
-        checkpoint = self._matching if task.kind == "retrieve" else self._text
+        checkpoint = self._matching if _matching(task) else self._text
         if checkpoint is None:
             raise UnsupportedError(self.refuses(task) or f"no half of this checkpoint does {task.name}")
         return checkpoint
@@ -145,6 +145,11 @@ class Blip2:
     def _ready(self) -> _Half:
         assert self._half is not None, "prepare() comes first"
         return self._half
+
+
+def _matching(task: Task) -> bool:
+    """Whether a task needs the half that compares images with texts."""
+    return task.kind == "retrieve" or task.matches
 
 
 @dataclass(frozen=True)
