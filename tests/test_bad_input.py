@@ -210,8 +210,11 @@ def test_a_broken_image_makes_failed_samples_and_the_next_start_asks_only_them(
     assert (scores(run)["n"], scores(run)["failed"]) == (12, 0)
 
 
-def test_a_broken_image_in_retrieval_is_a_failed_sample_until_it_is_mended(command: Command, tmp_path: Path) -> None:
-    words = ("model=fake", "task=retrieval", "data=files", "data.root=root", "data.check=false")
+@pytest.mark.parametrize("model", ["fake", "oracle"])
+def test_a_broken_image_in_retrieval_is_a_failed_sample_until_it_is_mended(
+    command: Command, tmp_path: Path, model: str
+) -> None:
+    words = (f"model={model}", "task=retrieval", "data=files", "data.root=root", "data.check=false")
     root = caption_files(tmp_path / "root")
     whole = picture_of(root, 2).read_bytes()
     flipped_png(picture_of(root, 2))

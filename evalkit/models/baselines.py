@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UnsupportedError
+from ..errors import ImageError, UnsupportedError
 from ..types import Capability, Dataset, Decoding, Encoded, Json, Prompt, Sample, Task
 from .abilities import shortfall
 from .pixels import to_rgb
@@ -134,7 +134,6 @@ class Oracle:
 
         Raises:
             UnsupportedError: The split has no references.
-            ImageError: Retrieval: an image cannot be opened.
         """
         if task.kind == "retrieve":
             self._study_pairs(dataset)
@@ -169,7 +168,11 @@ class Oracle:
     def _study_pairs(self, dataset: Dataset) -> None:
         images: dict[str, set[str]] = {}
         for sample in dataset.samples:
-            images.setdefault(_digest(dataset.images.open(sample.image_ids[0])), set()).add(sample.id)
+            try:
+                image = dataset.images.open(sample.image_ids[0])
+            except ImageError:
+                continue  # the run opens it once more, and names it in the log
+            images.setdefault(_digest(image), set()).add(sample.id)
         texts: dict[str, set[str]] = {}
         for text in dataset.texts:
             texts.setdefault(_words(text.text), set()).update(text.image_ids)
