@@ -1,4 +1,4 @@
-"""A BLIP-2 of 29 M random weights: small enough for a CPU, heavy enough that the model and not Python is what is timed."""
+"""A BLIP-2 of 29 M random weights: small enough for a CPU, heavy enough that Python is not what is timed."""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 
     python -m benchmarks.scaling --seconds 60 --pairs 5
 
-The random BLIP-2 of `_model` answers questions about 640 x 480 pictures, read and preprocessed by loader threads, five an
-image as in VQAv2.
-Start-up is over when every worker has written; from then on answers are counted for so many seconds, then the run is
-stopped with Ctrl-C. In-process (`devices=1`) stands against two worker processes (`devices=2`), in turns. The machine
-should do nothing else: the load average is printed, and CPU seconds a question, which other processes do not move much.
+The random BLIP-2 of `_model` answers questions about 640 x 480 pictures, read and preprocessed by loader threads, five
+an image as in VQAv2. Start-up is over when every worker has written; from then on answers are counted for so many
+seconds, then the run is stopped with Ctrl-C. In-process (`devices=1`) stands against two worker processes
+(`devices=2`), in turns. The machine should do nothing else: the load average is printed, and CPU seconds a question,
+which other processes do not move much.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from evalkit import config, log, manifest, registry, score
+from evalkit import config, log, manifest, pairs, registry, score
 from evalkit.config import DataConfig, RunConfig
 from evalkit.errors import ConfigError, EvalkitError, ResultsError
 from evalkit.launch import build_model, dataset_of, limit_threads, limited, metric_settings, resolve
@@ -50,7 +50,17 @@ def _list(words: Sequence[str], extra: Path | None) -> int:
 
 
 def _show(words: Sequence[str], extra: Path | None) -> int:
-    """Print what a model would be asked: every setting in force for each task, or why the model refuses it."""
+    """Print what a model would be asked: every setting in force for each task, or why the model refuses it.
+
+    Without a model: which one does which task.
+    """
+    if not words:
+        print("\n".join(pairs.table(extra)))
+        print(
+            f"\n{pairs.PUBLISHED}: a paper's settings, {pairs.OWN}: the task's own, empty: refused. "
+            "Every setting: show model=NAME task=NAME"
+        )
+        return 0
     run = config.compose(config.parse(words, extra), extra)
     model = build_model(run.model)
     for spec in run.task:

@@ -21,33 +21,34 @@ ANYTHING = "anything"
 MAY_IMPORT = {
     "types": "",
     "errors": "",
+    "disk": "",
     "paths": "",
     "progress": "",
     "metrics": f"{VOCABULARY} metrics",
     "extract": VOCABULARY,
     "prompts": VOCABULARY,
     **dict.fromkeys(DATA.split(), f"{VOCABULARY} {DATA}"),
-    "log": VOCABULARY,
+    "log": f"{VOCABULARY} disk",
     "plan": VOCABULARY,
     "loading": VOCABULARY,
     "models": f"{VOCABULARY} models",
     "demo": f"{VOCABULARY} demo paths",
     "tasks": f"{VOCABULARY} {DATA} extract metrics prompts",
-    "manifest": f"{VOCABULARY} log __version__",
+    "manifest": f"{VOCABULARY} disk log __version__",
     "registry": f"{VOCABULARY} extract paths prompts",
     "score": f"{VOCABULARY} extract manifest metrics results",
     "results": f"{VOCABULARY} {DATA} extract manifest",
     "leaderboard": f"{VOCABULARY} manifest",
     "choice": VOCABULARY,
     "run": f"{VOCABULARY} choice loading log plan progress",
-    "retrieval": f"{VOCABULARY} loading log plan progress run",
+    "retrieval": f"{VOCABULARY} disk loading log plan progress run",
     "contracts": f"{VOCABULARY} {DATA} extract prompts",
     "testing": f"{VOCABULARY} {DATA} contracts extract prompts",
     "config": f"{VOCABULARY} paths registry",
     "work": f"{VOCABULARY} config log plan progress retrieval run",
     # One process and many: above all of these, below the command line.
     **dict.fromkeys(
-        ("crew", "launch", "ray_engine", "shift", "status", "supervisor", "verbs", "worker", "__main__"), ANYTHING
+        ("crew", "launch", "pairs", "ray_engine", "shift", "status", "supervisor", "verbs", "worker", "__main__"), ANYTHING
     ),
     "__init__": "",
 }
