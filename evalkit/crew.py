@@ -150,18 +150,20 @@ class Place:
             Whether everything of the phase was tried.
         """
         heartbeat_s = assignment.engine.heartbeat_s
-        size, changed, told = -1, time.monotonic(), False
+        seen, changed, unseen, told = (-1, -1), time.monotonic(), True, False
         while self.world_size > 1 and not stop.is_set():
             looked = time.monotonic()
-            now = _bytes_below(assignment.folder)
-            if now != size:
-                size, changed = now, looked
+            now = _written_below(assignment.folder)
+            if now != seen:
+                seen, changed = now, looked
+            quiet_s = looked - changed
+            if quiet_s == 0 or quiet_s > heartbeat_s:  # the last look: lines may become visible after their file's size
                 unseen = assignment.unseen(phase)
                 if not unseen and not assignment.todo(phase):
                     return True
-            elif not unseen and looked - changed > min(heartbeat_s, _QUIET_SECONDS):
+            if not unseen and quiet_s > min(heartbeat_s, _QUIET_SECONDS):
                 return True
-            elif looked - changed > heartbeat_s:
+            if quiet_s > heartbeat_s:
                 _say(f"{assignment.label}: nobody has written anything for {heartbeat_s:.0f} s (engine.heartbeat_s)")
                 return False
             if not told:
@@ -172,15 +174,16 @@ class Place:
         return True
 
 
-def _bytes_below(folder: Path) -> int:
-    """Return the size of everything written in a run folder: it grows while anybody works."""
-    total = 0
+def _written_below(folder: Path) -> tuple[int, int]:
+    """Return the bytes in a run folder and its newest mtime (ns): they change while anybody works."""
+    total = newest = 0
     for path in folder.rglob("*"):
         try:
-            total += path.stat().st_size
+            stat = path.stat()
         except FileNotFoundError:
             continue  # a temporary file that was renamed meanwhile
-    return total
+        total, newest = total + stat.st_size, max(newest, stat.st_mtime_ns)
+    return total, newest
 
 
 def _devices(asked: str, place: Place) -> list[str]:

@@ -1,9 +1,13 @@
 """The log of predictions: append-only JSON lines, safe to kill at any byte, any number of writers.
 
 Each writer process appends to a file of its own, `predictions/<start>-<random>.jsonl`, so a torn last line can only be
-the end of a file that nobody writes any more. Readers take the union of all files. What is written is flushed to the
-operating system at every batch, so a killed process loses nothing it has written; it is also synced to the disk every
-`SYNC_SECONDS` and at the end, so a power cut loses at most that.
+the end of a file that nobody writes any more, or that another machine shows in part. Readers take the union of all
+files.
+
+What outlives what. Every batch is handed to the operating system at once: a process that is killed loses nothing it has
+written. A file's name is synced to the disk when the file is made, its lines with the first batch that comes
+`SYNC_SECONDS` or more after the last sync, and at the end: a power cut loses the batches since, which the next start
+asks again, and never an older line.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from evalkit.disk import make_folder, sync_folder
 from evalkit.errors import ResultsError
 from evalkit.types import Prediction
 
@@ -36,8 +41,9 @@ class Writer:
         self.path = folder / f"{start}-{uuid.uuid4().hex[:8]}.jsonl"
         self._synced = time.monotonic()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+            sync_folder(folder)
         except OSError as error:
             raise ResultsError(_cannot_write(folder, error)) from error
 
@@ -47,7 +53,7 @@ class Writer:
         try:
             while data:
                 data = data[os.write(self._fd, data) :]
-            if time.monotonic() - self._synced > SYNC_SECONDS:
+            if time.monotonic() - self._synced >= SYNC_SECONDS:
                 self._sync()
         except OSError as error:
             raise ResultsError(_cannot_write(self.path, error)) from error

@@ -15,15 +15,14 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evalkit import __version__, log
+from evalkit.disk import write_whole
 from evalkit.errors import ResultsError
 from evalkit.types import Dataset, Json, Task
 
@@ -109,7 +108,7 @@ def write_once(run: Path, manifest: Mapping[str, Json]) -> None:
     """Write manifest.json unless a start before this one has; the identity is the same, or the folder would differ."""
     path = run / "manifest.json"
     if not path.exists():
-        write_atomically(path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        write_atomically(path, json.dumps(manifest, indent=1, sort_keys=True) + "\n", first_wins=True)
 
 
 class Segment:
@@ -184,21 +183,10 @@ def environment(argv: Sequence[str]) -> dict[str, Json]:
     }
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, *, first_wins: bool = False) -> None:
     """Write a file so that a reader sees the old one or the whole new one. Raises ResultsError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(path, lambda stream: stream.write(text.encode()), first_wins=first_wins)
     except OSError as error:
         raise ResultsError(
             f"cannot write {path}: {error.strerror or error}; make room, or give another folder with out=DIR"

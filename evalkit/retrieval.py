@@ -15,8 +15,6 @@ metric sees by ITC which.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
 import time
 import zipfile
@@ -26,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
+from evalkit.disk import write_whole
 from evalkit.errors import ImageError, ResultsError, SampleError
 from evalkit.loading import Loaded, load_ahead
 from evalkit.log import Writer
@@ -73,7 +72,7 @@ def embed(
     mine: Iterable[Unit],
     my_texts: Iterable[int],
     done: Callable[[int], None] = lambda index: None,
-) -> None:
+) -> Outcome:
     """Phase 1: write the ITC features of these image units and text units, those that are there left out.
 
     An image that cannot be opened gets no features: it is a failed sample in phase 2, and nobody's candidate. `done` is
@@ -81,24 +80,33 @@ def embed(
     """
     import numpy as np
 
+    def image_features(encoded: Encoded, ids: Sequence[str]) -> list[Any]:
+        return list(_image_features(job, encoded))
+
+    def text_features(part: Sequence[str]) -> list[Any]:
+        return list(np.asarray(job.model.itc_texts(part), dtype=np.float32))
+
+    outcome = Outcome()
     texts = text_units(job.dataset.texts)
     for index in my_texts:
         path = _texts_file(job.folder, index)
         if job.stop.is_set():
-            return
+            outcome.interrupted = True
+            return outcome
         if not path.exists():
-            features = np.asarray(job.model.itc_texts([text.text for text in texts[index]]), dtype=np.float32)
-            _save(path, features=features)
+            _save(path, features=np.stack(_in_halves([text.text for text in texts[index]], text_features, outcome)))
         done(index)
     for unit, loaded in load_ahead(job.dataset, job.model, mine, job.loader_threads):
         path = _images_file(job.folder, unit.index)
         if job.stop.is_set():
-            return
+            outcome.interrupted = True
+            return outcome
         if not path.exists():
-            found = _for_each(job, unit, loaded, lambda encoded, ids: list(_image_features(job, encoded))).values
+            found = _for_each(job, unit, loaded, image_features, outcome).values
             features = np.stack(list(found.values())) if found else np.zeros((0, 1, 1), dtype=np.float32)
             _save(path, ids=np.array(list(found), dtype=str), features=features)
         done(unit.index)
+    return outcome
 
 
 def missing_features(folder: Path, units: Sequence[Unit], texts: Sequence[Text], kind: str) -> list[int]:
@@ -154,33 +162,45 @@ class _Found(Generic[T]):
 
 
 def _for_each(
-    job: RetrievalJob, unit: Unit, loaded: Loaded, ask: Callable[[Encoded, Sequence[str]], Sequence[T]]
+    job: RetrievalJob,
+    unit: Unit,
+    loaded: Loaded,
+    ask: Callable[[Encoded, Sequence[str]], Sequence[T]],
+    outcome: Outcome,
 ) -> _Found[T]:
-    """Encode the images of a unit together and ask; after an error, each on its own.
+    """Encode the images of a unit together and ask; with less memory, in halves; after an error, each on its own.
 
     Raises:
         Exception: the model cannot do a single image of the unit; then the fault is the model's.
     """
     ids = [image_id for image_id in unit.image_ids if image_id in loaded.inputs]
-    broken = dict(loaded.broken)
-    if not ids:
-        return _Found({}, broken)
-    try:
-        answers = ask(job.model.encode([loaded.inputs[image_id] for image_id in ids]), ids)
-        return _Found(dict(zip(ids, answers, strict=True)), broken)
-    except Exception as error:
-        if is_final(error):
-            raise
     values: dict[str, T] = {}
-    for image_id in ids:
+    broken = dict(loaded.broken)
+
+    def together(part: Sequence[str]) -> None:
+        memory = False
         try:
-            (values[image_id],) = ask(job.model.encode([loaded.inputs[image_id]]), [image_id])
-        except (SampleError, ImageError) as error:
-            broken[image_id] = str(error)
+            answers = ask(job.model.encode([loaded.inputs[image_id] for image_id in part]), part)
+            values.update(zip(part, answers, strict=True))
+            return
         except Exception as error:
-            if is_final(error) or (image_id == ids[-1] and len(ids) > 1 and not values):
+            if is_final(error):
                 raise
-            broken[image_id] = reason_of(error)
+            if len(part) == 1:
+                named = isinstance(error, SampleError | ImageError)
+                if not named and part[0] == ids[-1] and len(ids) > 1 and not values:
+                    raise
+                broken[part[0]] = str(error) if named else reason_of(error)
+                return
+            memory = out_of_memory(error)
+        # Outside of the handler: a live exception keeps the failed call's frames, and with them the memory it took.
+        outcome.memory_errors += memory
+        size = (len(part) + 1) // 2 if memory else 1
+        for i in range(0, len(part), size):
+            together(part[i : i + size])
+
+    if ids:
+        together(ids)
     return _Found(values, broken)
 
 
@@ -201,7 +221,7 @@ def _match_unit(
             found.append(_pairs(texts, listed, itms))
         return found
 
-    found = _for_each(job, unit, loaded, pairs_of)
+    found = _for_each(job, unit, loaded, pairs_of, outcome)
     for image_id in unit.image_ids:
         if image_id not in found.values and image_id not in found.broken:  # a dual encoder: all is known already
             found.values[image_id] = _pairs(texts, candidates.texts_of[image_id], None)
@@ -228,26 +248,30 @@ def _short(value: float) -> float:
 
 
 def _itm(job: RetrievalJob, encoded: Encoded, row: int, captions: Sequence[str], outcome: Outcome) -> list[float]:
-    """Return the ITM score of an image with each caption, `pair_batch` at a time; with less memory, in halves."""
+    """Return the ITM score of an image with each caption, `pair_batch` at a time."""
+
+    def ask(part: Sequence[str]) -> list[float]:
+        scores = [float(score) for score in job.model.itm(encoded.select([row] * len(part)), part)]
+        assert len(scores) == len(part), f"the model gave {len(scores)} scores for {len(part)} pairs"
+        return scores
+
     scores: list[float] = []
     for i in range(0, len(captions), job.pair_batch):
-        scores += _itm_batch(job, encoded, row, captions[i : i + job.pair_batch], outcome)
+        scores += _in_halves(captions[i : i + job.pair_batch], ask, outcome)
         job.alive()
     return scores
 
 
-def _itm_batch(job: RetrievalJob, encoded: Encoded, row: int, captions: Sequence[str], outcome: Outcome) -> list[float]:
+def _in_halves(texts: Sequence[str], ask: Callable[[Sequence[str]], list[T]], outcome: Outcome) -> list[T]:
+    """Ask about these texts together; with less memory, in halves."""
     try:
-        scores = [float(score) for score in job.model.itm(encoded.select([row] * len(captions)), captions)]
-        assert len(scores) == len(captions), f"the model gave {len(scores)} scores for {len(captions)} pairs"
-        return scores
+        return ask(texts)
     except Exception as error:
-        if not out_of_memory(error) or len(captions) == 1:
+        if not out_of_memory(error) or len(texts) == 1:
             raise
     outcome.memory_errors += 1
-    middle = len(captions) // 2
-    halves = (captions[:middle], captions[middle:])
-    return [score for half in halves for score in _itm_batch(job, encoded, row, half, outcome)]
+    middle = len(texts) // 2
+    return [answer for half in (texts[:middle], texts[middle:]) for answer in _in_halves(half, ask, outcome)]
 
 
 def _candidates(job: RetrievalJob) -> _Candidates:
@@ -259,7 +283,8 @@ def _candidates(job: RetrievalJob) -> _Candidates:
         sims = _similarity(features, texts)
         pairs = _top_pairs(sims, job.task.k)
         floor_T = _floor(sims, job.task.k)
-        _save(path, images=images, rows=pairs[0], columns=pairs[1], itc=sims[pairs], floor=floor_T)
+        found = {"images": images, "rows": pairs[0], "columns": pairs[1], "itc": sims[pairs], "floor": floor_T}
+        _save(path, first_wins=True, **found)
     data = _read(path)
     texts_of: dict[str, list[tuple[int, float]]] = {str(image_id): [] for image_id in data["images"]}
     images = [str(image_id) for image_id in data["images"]]
@@ -344,22 +369,12 @@ def _texts_file(folder: Path, index: int) -> Path:
     return folder / "itc" / f"texts-{index:06d}.npz"
 
 
-def _save(path: Path, **arrays: Any) -> None:
+def _save(path: Path, *, first_wins: bool = False, **arrays: Any) -> None:
     """Write arrays by rename: a file that is there is whole."""
     import numpy as np
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                np.savez(stream, **arrays)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(path, lambda stream: np.savez(stream, **arrays), first_wins=first_wins)
     except OSError as error:
         raise ResultsError(f"cannot write {path}: {error.strerror or error}; make room, or give out=DIR") from error
 

@@ -142,5 +142,4 @@ class Worker:
             return retrieval.match(pairs, mine, writer, progress, lambda unit: done(unit.index))
         images: Iterable[Unit] = mine if phase == "images" else ()
         texts: Iterable[int] = units if phase == "texts" else ()
-        retrieval.embed(pairs, images, texts, done)
-        return Outcome(interrupted=self.stop.is_set())
+        return retrieval.embed(pairs, images, texts, done)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from evalkit import retrieval
 from evalkit.errors import ImageError, ModelError, ResultsError
 from evalkit.log import Writer, read_log
 from evalkit.metrics.retrieval import recall_at_k
@@ -63,7 +64,7 @@ class Matcher:
         self.pairs: Counter[tuple[str, str]] = Counter()
         self.embedded: list[str] = []
         self.bad_image = ""
-        self.room = 10**9
+        self.room = self.image_room = self.text_room = 10**9
 
     def preprocess(self, image: str) -> str:
         return image
@@ -74,10 +75,14 @@ class Matcher:
         return Rows(inputs)
 
     def itc_images(self, encoded: Any) -> Floats:
+        if len(encoded) > self.image_room:
+            raise OutOfMemoryError("allocate")
         self.embedded += encoded
         return self.itc[[int(name[1:]) for name in encoded]]
 
     def itc_texts(self, texts: Sequence[str]) -> Floats:
+        if len(texts) > self.text_room:
+            raise OutOfMemoryError("allocate")
         self.embedded += texts
         return np.eye(self.itc.shape[2], dtype=np.float32)[[int(text[1:]) for text in texts]]
 
@@ -126,10 +131,10 @@ class Run:
     def answered(self) -> set[str]:
         return read_log(self.folder / "predictions").answered()
 
-    def embed(self, model: Any) -> None:
+    def embed(self, model: Any) -> Outcome:
         job = self.job(model)
         todo = missing_features(self.folder, self.units, self.texts, "images")
-        embed(job, [self.units[i] for i in todo], missing_features(self.folder, self.units, self.texts, "texts"))
+        return embed(job, [self.units[i] for i in todo], missing_features(self.folder, self.units, self.texts, "texts"))
 
     def match(self, model: Any) -> Outcome:
         with Writer(self.folder / "predictions") as writer:
@@ -378,6 +383,56 @@ def test_out_of_memory_halves_the_pairs_and_is_counted(tmp_path: Path) -> None:
     assert run.go(model) == Outcome(asked=3, memory_errors=9)
     assert len(model.pairs) == 24
     assert {np.float32(pair[2] or 0) for pairs in run.pairs().values() for pair in pairs} == set(itm.ravel())
+
+
+def test_out_of_memory_in_phase_one_halves_images_and_texts_and_is_counted(tmp_path: Path) -> None:
+    itc, itm = tables(8, 7, 8)
+    quiet, run = Run(tmp_path / "quiet", 7, 8, k=3, image_batch=7), Run(tmp_path / "run", 7, 8, k=3, image_batch=7)
+    quiet.go(Matcher(itc, itm))
+    model = Matcher(itc, itm)
+    model.image_room, model.text_room = 2, 4
+    assert run.embed(model) == Outcome(memory_errors=3 + 1)  # 7 images into 4 and 3, each of these in two; 8 texts
+    assert Counter(model.embedded) == Counter([*(f"i{i}" for i in range(7)), *(f"c{t}" for t in range(8))])
+    run.match(Matcher(itc, itm))
+    assert run.pairs() == quiet.pairs()
+
+
+def test_an_image_that_never_fits_is_a_failed_sample_and_one_of_many_that_do_not_is_the_models_fault(
+    tmp_path: Path,
+) -> None:
+    class Greedy(Matcher):
+        greedy = ("i4",)
+
+        def encode(self, inputs: Sequence[str]) -> Rows:
+            if set(self.greedy) & set(inputs):
+                raise OutOfMemoryError("allocate")
+            return super().encode(inputs)
+
+    run, model = Run(tmp_path / "one", 6, 12, k=3, image_batch=6), Greedy(*tables(7, 6, 12))
+    assert run.embed(model) == Outcome(memory_errors=3)  # 6, 3 and 2 together; alone it is no matter of the batch
+    assert run.match(model) == Outcome(asked=6, failed=1, memory_errors=3)
+    assert read_log(run.folder / "predictions").predictions["s4"].error == "OutOfMemoryError: allocate"
+    model.greedy = tuple(f"i{i}" for i in range(6))
+    with pytest.raises(OutOfMemoryError):
+        Run(tmp_path / "all", 6, 12, k=3, image_batch=6).embed(model)
+
+
+def test_the_candidates_of_who_came_first_stay_for_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hosts find the features complete at once; in the last bits theirs may differ, and so the k-th place."""
+    itc, itm = tables(4, 8, 16)
+    other, run = Run(tmp_path / "other", 8, 16, k=4), Run(tmp_path / "run", 8, 16, k=4)
+    other.go(Matcher(itc[::-1].copy(), itm))
+    theirs = (other.folder / "candidates.npz").read_bytes()
+    real = retrieval._top_pairs
+
+    def slowly(sims: Floats, k: int) -> Any:
+        (run.folder / "candidates.npz").write_bytes(theirs)  # the other host was faster
+        return real(sims, k)
+
+    monkeypatch.setattr(retrieval, "_top_pairs", slowly)
+    run.go(Matcher(itc, itm))
+    assert (run.folder / "candidates.npz").read_bytes() == theirs
+    assert run.pairs() == other.pairs()
 
 
 def test_the_log_goes_by_the_id_of_the_sample_not_by_the_name_of_its_file(tmp_path: Path) -> None:
