@@ -57,6 +57,7 @@ def score(
     ]
     settings = dataclasses.replace(settings, texts=dataset.texts, k=task.k)
     blind = is_blind(dataset)
+    scores = Scores() if blind or not answered else _compute(task, answered, settings)
     result: dict[str, Json] = {
         "format": FORMAT,
         "task": task.family,
@@ -67,11 +68,10 @@ def score(
         "failed": len(failed),
         "num_images": len({item.sample.image_ids[0] for item in answered}),
         "primary": task.primary,
-        "variant": task.variant,
+        "variant": scores.variant or task.variant,
         "extract": task.extract,
         "stamps": [*dataset.stamps, *(["partial"] if missing or failed else [])],
     }
-    scores = Scores() if blind or not answered else _compute(task, answered, settings)
     result |= {
         "scores": dict(scores.aggregate),
         "intervals": _intervals(answered, scores),
@@ -143,6 +143,7 @@ def _compute(task: Task, answered: Sequence[Answered], settings: MetricSettings)
         unavailable={name: reason for part in parts for name, reason in part.unavailable.items()},
         details={name: detail for part in parts for name, detail in part.details.items()},
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        variant=next((part.variant for part in parts if part.variant), None),
     )
 
 

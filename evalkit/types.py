@@ -272,6 +272,8 @@ class Scores:
     """Breakdowns that only the metric knows, such as GQA's accuracy per structural type."""
     notes: tuple[str, ...] = ()
     """What a reader should know: "12 captions outside the tokenizer's guard"."""
+    variant: str | None = None
+    """The variant that was computed, where the answers allow no other: "itc" for pairs without ITM scores."""
 
 
 @dataclass(frozen=True, kw_only=True)

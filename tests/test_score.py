@@ -169,6 +169,15 @@ def test_several_metrics_stand_side_by_side() -> None:
     assert result["scores"] == {"exact": 0.75, "variety": 0.5}
 
 
+@pytest.mark.parametrize(("computed", "named"), [(None, "asked"), ("other", "other")])
+def test_the_variant_is_the_one_that_was_computed(computed: str | None, named: str) -> None:
+    def compute(answered: Sequence[Answered], settings: MetricSettings) -> Scores:
+        return Scores(aggregate={"m": 0.5}, variant=computed)
+
+    both = (Metric(name="m", compute=compute), Metric(name="exact", compute=exact))
+    assert scored(["no"], made=task(metrics=both, primary="m", variant="asked"))["variant"] == named
+
+
 def test_breakdowns_of_an_independent_metric_are_means_of_its_samples() -> None:
     result = scored(["no", "yes", "yes", "yes", "no", "no"])
     assert result["breakdowns"] == {

@@ -115,7 +115,8 @@ def retrieval_metric(fusion: str = "itm+itc") -> Metric:
 
     The answer is the list of pairs of an image, the sample's id the image id; the texts and the k that the pairs were
     made with are in the settings. Fractions: `i2t_R@1`, `i2t_R@5`, `i2t_R@10`, `t2i_R@...` and `r_mean`, re-ranked
-    where the pairs have ITM scores; and each with `[itc]`, by ITC alone. A cutoff beyond k is in `unavailable`.
+    where the pairs have ITM scores; and each with `[itc]`, by ITC alone. Where no pair has one, both are by ITC, and
+    `Scores.variant` says so. A cutoff beyond k is in `unavailable`.
 
     Raises:
         ConfigError: The fusion rule is not known.
@@ -146,9 +147,10 @@ def retrieval_scores(answered: Sequence[Answered], settings: MetricSettings, *, 
     if not answered:
         return Scores(unavailable={"recall": "no sample was answered"})
     table = _table({each.sample.id: each.answer for each in answered}, settings.texts)
-    re_ranked = table.num_without_itm < len(table.itc)
+    if table.num_without_itm == len(table.itc):
+        fusion = "itc"
     parts = [
-        _scores(table, answered, settings, fusion=fusion if re_ranked else "itc", suffix=""),
+        _scores(table, answered, settings, fusion=fusion, suffix=""),
         _scores(table, answered, settings, fusion="itc", suffix="[itc]"),
     ]
     return Scores(
@@ -156,6 +158,7 @@ def retrieval_scores(answered: Sequence[Answered], settings: MetricSettings, *, 
         per_sample={name: values for part in parts for name, values in part.per_sample.items()},
         intervals={name: interval for part in parts for name, interval in part.intervals.items()},
         unavailable={name: reason for part in parts for name, reason in part.unavailable.items()},
+        variant=fusion,
     )
 
 

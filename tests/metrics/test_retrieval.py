@@ -106,6 +106,7 @@ def test_the_metric_gives_both_rankings() -> None:
     direct = recall_at_k(pairs, texts, k=10)
     assert scores.aggregate["t2i_R@5"] == direct.t2i[5]
     assert scores.aggregate["r_mean"] == pytest.approx(direct.mean)
+    assert scores.variant == "itm+itc"
     for name, values in scores.per_sample.items():  # two texts an image: a mean over images is the recall
         assert scores.aggregate[name] == pytest.approx(sum(value for value in values if value is not None) / 12)
     for name, (low, high) in scores.intervals.items():
@@ -125,6 +126,7 @@ def test_without_itm_it_ranks_by_itc() -> None:
     without = {image: [(text, itc, None) for text, itc, _ in each] for image, each in pairs.items()}
     scores = retrieval_metric().compute(answered(without), MetricSettings(texts=texts, k=10))
     assert all(scores.aggregate[name] == scores.aggregate[f"{name}[itc]"] for name in ("i2t_R@1", "t2i_R@5", "r_mean"))
+    assert scores.variant == "itc"
 
 
 def test_a_cutoff_beyond_k_is_no_score() -> None:
