@@ -3,9 +3,9 @@
     python -m benchmarks loop
 
 The random BLIP-2 of `_model` answers questions about drawn 224 x 224 JPEGs, greedy, 16 new tokens, one thread: five an
-image (as in VQAv2), where the image is encoded once by both, and one an image. The bare loop knows no log, no plan, no threads: it
-opens, encodes and asks in order, in the same batches. CPU seconds of the process, in pairs that take turns; the first
-pair warms up.
+image (as in VQAv2), where the image is encoded once by both, and one an image. The bare loop knows no log, no plan, no
+threads: it opens, encodes and asks in order, in the same batches. CPU seconds of the process, in pairs that take turns;
+the first pair warms up.
 """
 
 from __future__ import annotations
