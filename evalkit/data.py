@@ -164,12 +164,19 @@ class FilesSource:
         )
 
     def read(self, slot: str) -> Json:
-        """Return the parsed file of this slot: JSON, or a plain pickle (`*.p`), gzipped or not; parsed once."""
+        """Return the parsed file of this slot, gzipped or not, parsed once: JSON, or a plain pickle (`*.p`).
+
+        A slot whose official file is text (`*.csv`, `*.txt`) gives its lines, whatever the file given is called.
+        """
         if slot not in self._read:
             path = self.path(slot)
             name = f"{path} (data.{slot})"
-            plain_pickle = path.name.removesuffix(".gz").endswith((".p", ".pkl", ".pickle"))
-            self._read[slot] = load_plain(_bytes(path, name), name) if plain_pickle else read_json(path, name)
+            if self._slots[slot].default.endswith((".csv", ".txt")):
+                self._read[slot] = _lines(_bytes(path, name), name)
+            elif path.name.removesuffix(".gz").endswith((".p", ".pkl", ".pickle")):
+                self._read[slot] = load_plain(_bytes(path, name), name)
+            else:
+                self._read[slot] = read_json(path, name)
         return self._read[slot]
 
     def rows(self) -> Sequence[Mapping[str, Any]]:
@@ -221,9 +228,7 @@ def read_json(path: Path, name: str | None = None) -> Json:
     try:
         return json.loads(data, object_pairs_hook=_Records(name))
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name} is not text: byte {error.start:,} is {error.object[error.start]:#04x}; fetch it again"
-        ) from error
+        raise _no_text(name, error) from error
     except json.JSONDecodeError as error:
         cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
         state = "ends too early" if cut else "is not JSON"
@@ -247,6 +252,17 @@ class _Records:
                 f"{self._name}: id {twice[0]!r} stands {len(pairs) - len(built) + 1} times; ids must be unique"
             )
         return built
+
+
+def _lines(data: bytes, name: str) -> list[str]:
+    try:
+        return data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise _no_text(name, error) from error
+
+
+def _no_text(name: str, error: UnicodeDecodeError) -> DataError:
+    return DataError(f"{name} is not text: byte {error.start:,} is {error.object[error.start]:#04x}; fetch it again")
 
 
 def _bytes(path: Path, name: str) -> bytes:
