@@ -1,9 +1,11 @@
-"""ANLS and relaxed accuracy: text answers that may be a little off.
+"""ANLS and relaxed accuracy: text answers that may be a little off. Accuracy: the right one of several options.
 
+    accuracy            top-1 of zero-shot classification (openai/CLIP `Prompt_Engineering_for_ImageNet.ipynb`)
     anls                the RRC script of DocVQA and InfographicVQA (QwenLM/Qwen-VL `eval_mm/infographicsvqa_eval.py`)
     relaxed_accuracy    google-research/pix2struct `pix2struct/metrics.py` (ChartQA), and Qwen-VL's call of it
 
-A sample's reference is {"answers": [str, ...]}; the answer is text, or None where the extraction found none: wrong.
+A sample's reference is {"answers": [str, ...]}, for accuracy {"option": the place of the right one}; the answer is
+text, or None where the extraction found none: wrong.
 """
 
 from __future__ import annotations
@@ -13,9 +15,28 @@ import math
 from collections.abc import Callable, Sequence
 
 from evalkit.errors import ConfigError, MetricError, unknown
-from evalkit.types import Answered, Metric, MetricSettings, Scores
+from evalkit.types import Answered, Metric, MetricSettings, Sample, Scores
 
 RELAXED_VARIANTS = ("pix2struct", "qwen_vl")
+
+
+def accuracy(answer: str, options: Sequence[str], right: int) -> float:
+    """Return 1 if the answer is the right option, else 0.
+
+    Of options with one text the first is what was answered, as an argmax over their equal scores takes the first: two
+    classes of one name share an answer, and only the first of them can be right.
+
+    Args:
+        answer: The option that was chosen; a text that is none of them is wrong.
+        options: In the order in which the model had them.
+        right: The place of the right one, from 0.
+
+    >>> accuracy("hen", ["cock", "hen"], 1), accuracy("a hen", ["cock", "hen"], 1)
+    (1.0, 0.0)
+    >>> accuracy("crane", ["crane", "hen", "crane"], 0), accuracy("crane", ["crane", "hen", "crane"], 2)
+    (1.0, 0.0)
+    """
+    return float(options[right] == answer and right == options.index(answer))
 
 
 def anls(prediction: str, answers: Sequence[str], *, threshold: float = 0.5) -> float:
@@ -72,6 +93,17 @@ def relaxed_accuracy(prediction: str, answers: Sequence[str], *, variant: str = 
     raise ConfigError(unknown("relaxed accuracy variant", variant, RELAXED_VARIANTS))
 
 
+def accuracy_metric() -> Metric:
+    """Return the metric `accuracy` of a `choose` task, a value a sample.
+
+    >>> from evalkit.types import Sample
+    >>> sample = Sample(id="1", image_ids=("7",), options=("cock", "hen"), reference={"option": 1})
+    >>> accuracy_metric().compute([Answered(sample=sample, answer="hen")], MetricSettings()).aggregate
+    {'accuracy': 1.0}
+    """
+    return Metric(name="accuracy", compute=functools.partial(_mean, "accuracy", _chosen))
+
+
 def anls_metric(threshold: float = 0.5) -> Metric:
     """Return the metric `anls`, a value a sample.
 
@@ -80,7 +112,8 @@ def anls_metric(threshold: float = 0.5) -> Metric:
     >>> anls_metric().compute([Answered(sample=sample, answer="Hallo")], MetricSettings()).aggregate
     {'anls': 0.8}
     """
-    return Metric(name="anls", compute=functools.partial(_mean, "anls", functools.partial(anls, threshold=threshold)))
+    score = functools.partial(_against_answers, functools.partial(anls, threshold=threshold))
+    return Metric(name="anls", compute=functools.partial(_mean, "anls", score))
 
 
 def relaxed_metric(variant: str = "pix2struct") -> Metric:
@@ -96,7 +129,7 @@ def relaxed_metric(variant: str = "pix2struct") -> Metric:
     """
     if variant not in RELAXED_VARIANTS:
         raise ConfigError(unknown("relaxed accuracy variant", variant, RELAXED_VARIANTS))
-    score = functools.partial(relaxed_accuracy, variant=variant)
+    score = functools.partial(_against_answers, functools.partial(relaxed_accuracy, variant=variant))
     return Metric(name="relaxed_accuracy", compute=functools.partial(_mean, "relaxed_accuracy", score))
 
 
@@ -152,9 +185,17 @@ def _number(text: str) -> float | None:
         return None
 
 
+def _against_answers(score: Callable[[str, Sequence[str]], float], answer: str, sample: Sample) -> float:
+    return score(answer, sample.reference["answers"])
+
+
+def _chosen(answer: str, sample: Sample) -> float:
+    return accuracy(answer, sample.options, sample.reference["option"])
+
+
 def _mean(
     name: str,
-    score: Callable[[str, Sequence[str]], float],
+    score: Callable[[str, Sample], float],
     answered: Sequence[Answered],
     settings: MetricSettings,
 ) -> Scores:
@@ -162,7 +203,5 @@ def _mean(
         return Scores(unavailable={name: "no sample was answered"})
     if other := next((each for each in answered if each.answer is not None and not isinstance(each.answer, str)), None):
         return Scores(unavailable={name: f"it compares text, but the answer to question {other.sample.id} is none"})
-    values = tuple(
-        0.0 if each.answer is None else score(each.answer, each.sample.reference["answers"]) for each in answered
-    )
+    values = tuple(0.0 if each.answer is None else score(each.answer, each.sample) for each in answered)
     return Scores(aggregate={name: math.fsum(values) / len(values)}, per_sample={name: values})
