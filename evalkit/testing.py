@@ -36,9 +36,9 @@ def check_task(
 ) -> None:
     """Check that a task keeps its promises on a dataset of it.
 
-    Ids are unique; every prompt style fills; references, fields and tags survive JSON; tags that breakdowns name are
-    there; loading is repeatable and decodes no image; perfect outputs score the maximum, empty ones nothing, and the
-    majority's no more than perfect ones.
+    Ids are unique; every prompt style fills; options are there, the perfect output among them; references, fields and
+    tags survive JSON; tags that breakdowns name are there; loading is repeatable and decodes no image; perfect outputs
+    score the maximum, empty ones nothing, and the majority's no more than perfect ones.
 
     Args:
         task: What is checked.
@@ -89,6 +89,7 @@ def _check_samples(task: Task, dataset: Dataset) -> None:
         assert sample.image_ids, f"{where} names no image"
         for image_id in sample.image_ids:
             check_name(image_id)
+        _check_options(task, sample, where)
         _same_in_json(sample.reference, f"{where}: the reference")
         _same_in_json(dict(sample.fields), f"{where}: the fields")
         assert all(isinstance(value, str) for value in sample.tags.values()), f"{where}: a tag is no text"
@@ -101,9 +102,22 @@ def _check_samples(task: Task, dataset: Dataset) -> None:
                 name for name in sample.fields if f"{{{name}}}" in prompt and f"{{{name}}}" not in str(sample.fields)
             ]
             assert not left, f"{where}: style {style!r} left {left} unfilled"
+            bare = [line for line in prompt.splitlines() if "{option}" not in line] if "{option}" in template else []
+            assert not bare, f"{where}: style {style!r} compares options, but the line {bare[:1]} has no {{option}}"
     own = {sample.id for sample in dataset.samples}
     for text in dataset.texts:
         assert own.intersection(text.image_ids), f"{task.name}: text {text.id!r} belongs to no sample"
+
+
+def _check_options(task: Task, sample: Sample, where: str) -> None:
+    if task.kind != "choose":
+        assert not sample.options, f"{where} has options, but the task is to {task.kind}"
+        return
+    assert sample.options, f"{where} has no options to choose from"
+    assert all(isinstance(option, str) and option.strip() for option in sample.options), f"{where}: an option is empty"
+    if sample.reference is not None and task.perfect is not None:
+        right = task.perfect(sample)
+        assert right in sample.options, f"{where}: the perfect output {right!r} is none of the options"
 
 
 def _same_in_json(value: Json, what: str) -> None:

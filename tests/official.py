@@ -171,8 +171,28 @@ def instances() -> dict[str, Any]:
     return {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "person"}]}
 
 
+SYNSETS = ["n01440764 tench, Tinca tinca", "n01514668 cock", "n01514859 hen"]
+SOLUTION = [
+    "ImageId,PredictionString",
+    "ILSVRC2012_val_00000003,n01514859 85 1 499 272 ",
+    "ILSVRC2012_val_00000001,n01440764 1 1 9 9 n01440764 20 1 30 9 ",
+    "ILSVRC2012_val_00000002,n01514859 0 0 10 10 ",
+]
+CLASSES = {"cifar10": ["airplane"], "imagenet1k": ["tench", "rooster", "hen"]}
+
+
+def write_imagenet(root: Path) -> None:
+    """Write ImageNet as its release unpacks it, and the names of the classes."""
+    for name, lines in (("LOC_val_solution.csv", SOLUTION), ("LOC_synset_mapping.txt", SYNSETS)):
+        (root / name).write_text("\n".join(lines) + "\n")
+    write_json(root / "en_classnames.json", CLASSES)
+    for place in (1, 2, 3):
+        write_image(root / f"ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_0000000{place}.JPEG")
+
+
 def write_all(root: Path) -> Path:
-    """Write a root with the official files of all eight benchmarks and their images."""
+    """Write a root with the official files of all benchmarks and their images."""
+    write_imagenet(root)
     questions, annotations = vqa_pair()
     write_json(root / "v2_OpenEnded_mscoco_val2014_questions.json", questions)
     write_json(root / "v2_mscoco_val2014_annotations.json", annotations)

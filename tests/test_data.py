@@ -471,7 +471,7 @@ def test_test_dev_knows_the_ids_its_server_also_wants(tmp_path: Path) -> None:
 
 
 def test_every_manifest_names_its_source() -> None:
-    for family in ("vqav2", "okvqa", "gqa", "textvqa", "nocaps", "coco_caption", "refcoco", "retrieval"):
+    for family in ("vqav2", "okvqa", "gqa", "textvqa", "nocaps", "coco_caption", "refcoco", "retrieval", "imagenet"):
         for task in load_tasks(family):
             assert isinstance(task.expected, Expected)
             assert task.expected.samples

@@ -408,5 +408,5 @@ def test_files_by_slot_do_not_mix_with_a_hub_table(tmp_path: Path) -> None:
 def test_every_hub_address_is_pinned() -> None:
     for family in known_tasks():
         for task in load_tasks(family):
-            assert task.hub is not None
-            assert task.hub.revision != "main", task.name
+            assert task.hub is not None or family == "imagenet"  # whose rows name no image
+            assert task.hub is None or task.hub.revision != "main", task.name

@@ -18,7 +18,7 @@ from evalkit.prompts import clean, fields_of, fill, fill_template
 from evalkit.registry import SETTINGS, apply, known_tasks, load_tasks, resolve_task
 from evalkit.types import Sample
 
-FAMILIES = ("coco_caption", "gqa", "nocaps", "okvqa", "refcoco", "retrieval", "textvqa", "vqav2")
+FAMILIES = ("coco_caption", "gqa", "imagenet", "nocaps", "okvqa", "refcoco", "retrieval", "textvqa", "vqav2")
 DEFAULTS = {
     "vqav2": "vqav2/val",
     "okvqa": "okvqa/val",
@@ -28,6 +28,7 @@ DEFAULTS = {
     "coco_caption": "coco_caption/test",
     "refcoco": "refcoco/val",
     "retrieval": "retrieval/coco",
+    "imagenet": "imagenet/val",
 }
 MINE = """
 from evalkit.metrics.vqa import vqa_metric
