@@ -183,6 +183,11 @@ def assignment(spec: str, config: RunConfig, model: Model, folder: Path) -> Assi
     if reason := preflight(task.extract):
         raise UnsupportedError(f"{task.name} with extract={task.extract}: {reason}")
     dataset = limited(dataset_of(task, config.data, images_needed=False), config.limit)
+    if task.decoding.rank_candidates and not dataset.candidates:
+        raise ConfigError(
+            f"{task.name} has no candidates to rank: give the answer list (data.answers=FILE), or set "
+            "decoding.rank_candidates=0 to let the model write its answers"
+        )
     prompts: dict[str, str] = {}
     if task.kind == "retrieve":
         texts = (dataclasses.replace(text, text=clean(text.text, task.question_filter)) for text in dataset.texts)
@@ -255,9 +260,8 @@ def _run(number: int, ready: Assignment, config: RunConfig, crew: Crew, place: P
     answered = len(before.answered())
     label = f"{ready.label} {ready.folder.parent.name}"
     if before.torn:
-        _say(
-            f"{label}: {before.torn} torn lines in the log, from a start that was killed; their samples are asked again"
-        )
+        torn = "1 torn line" if before.torn == 1 else f"{before.torn} torn lines"
+        _say(f"{label}: {torn} in the log, where a start was killed or the disk was full; asked again")
     if not ready.todo(ready.phases[-1]):
         _say(f"{label}: all {answered} samples were answered before, in {ready.folder}")
         return True
@@ -283,6 +287,11 @@ def _run(number: int, ready: Assignment, config: RunConfig, crew: Crew, place: P
     progress.done = len(after.predictions)
     progress.failed = len(after.predictions) - len(after.answered())
     progress.close()
+    if outcome.memory_errors:
+        _say(
+            f"{label}: out of memory {outcome.memory_errors} times; the batches were halved, so answers may differ in "
+            "last bits from those of a smaller engine.image_batch or engine.prompt_batch, which avoids this"
+        )
     segment.close(dataclasses.asdict(outcome) | {"interrupted": stop.is_set(), "restarts": crew.restarts})
     return not stop.is_set()
 

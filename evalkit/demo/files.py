@@ -12,6 +12,8 @@ import dataclasses
 import json
 import pickle
 import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from evalkit.demo.scenes import SIDE, Domain, Scene, familiar, make_scene
 from evalkit.demo.shapes import SHAPES, SUB, template
 from evalkit.demo.words import UNSEEN_WORDS
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a pixel or a byte of the files moves."""
 
 FIRST_SEED = 50_000_000
@@ -136,12 +138,27 @@ def _write_vqav2(folder: Path, scenes: list[Scene]) -> None:
     asked = [(scene, vqa_questions(scene, random.Random(f"vqav2 {scene.seed}"), 5)) for scene in scenes]
     names = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
     _vqa_pair(folder, names, asked, knowledge=False)
+    asked_before = (vqa_questions(scene, random.Random(f"list {scene.seed}"), 5) for scene in _list_scenes())
+    _write_answer_list(folder, asked_before)
 
 
 def _write_okvqa(folder: Path, scenes: list[Scene]) -> None:
     asked = [(scene, knowledge_questions(scene, random.Random(f"okvqa {scene.seed}"), 2)) for scene in scenes]
     names = "OpenEnded_mscoco_val2014_questions.json", "mscoco_val2014_annotations.json"
     _vqa_pair(folder, names, asked, knowledge=True)
+    asked_before = (knowledge_questions(scene, random.Random(f"list {scene.seed}"), 2) for scene in _list_scenes())
+    _write_answer_list(folder, asked_before)
+
+
+def _list_scenes() -> Iterator[Scene]:
+    """Yield scenes whose answers make the lists to rank: as for the originals, other ones than those asked about."""
+    return (make_scene(FIRST_SEED + 500_000 + i, "in") for i in range(VAL_IMAGES))
+
+
+def _write_answer_list(folder: Path, asked: Iterable[list[Question]]) -> None:
+    """Write the answers to these questions in LAVIS's form, the most frequent first."""
+    counts = Counter(question.answer for questions in asked for question in questions)
+    write_json(folder / "answer_list.json", [answer for answer, _ in counts.most_common()])
 
 
 def _write_coco(folder: Path, val: list[Scene], train: list[Scene]) -> None:

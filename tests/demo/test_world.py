@@ -15,7 +15,7 @@ from evalkit.demo.world import ensure_world
 from evalkit.errors import DataError
 from evalkit.pickles import load_plain
 
-FINGERPRINT = "770c61fa2c9581e8d87c205ccd83bf31de3169821b9ea02b2a6843121ec5b4d7"
+FINGERPRINT = "c5b5c53f862da3dd1ff3a931dd3a121483763bbffe9a7ed01339980d14bad979"
 
 
 def read(path: Path) -> object:
@@ -143,6 +143,20 @@ def test_okvqa_answers_come_in_pairs_with_stems(world):
         assert {"answer_id", "raw_answer", "answer_confidence", "answer"} == set(annotation["answers"][0])
     stemmed = [a for each in annotations for a in each["answers"] if a["answer"] != a["raw_answer"]]
     assert any(answer["raw_answer"] == "cherries" and answer["answer"] == "cherry" for answer in stemmed)
+
+
+@pytest.mark.parametrize(
+    ("folder", "annotations"),
+    [("vqav2", "v2_mscoco_val2014_annotations.json"), ("okvqa", "mscoco_val2014_annotations.json")],
+)
+def test_answer_lists_hold_nearly_every_answer(world, folder, annotations):
+    answers = read(world / folder / "answer_list.json")
+    assert len(set(answers)) == len(answers) > 30
+    most_frequent = [
+        Counter(answer["answer"] for answer in annotation["answers"]).most_common(1)[0][0]
+        for annotation in read(world / folder / annotations)["annotations"]
+    ]
+    assert 0.95 < sum(answer in answers for answer in most_frequent) / len(most_frequent)
 
 
 def test_textvqa(world):

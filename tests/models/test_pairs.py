@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from evalkit.__main__ import main
-from evalkit.demo.world import ensure_world
 from evalkit.paths import bundled
 
 from . import tiny
@@ -66,19 +65,13 @@ def arguments(name: str, task: str, folder: Path, out: Path) -> list[str]:
     tiny_settings = ["model.encoder_token=5"] if "encoder_token" in FILES[name]["model"] else []
     # LAVIS lemmatises with spaCy, which is optional.
     changes = ["extract=first_line"] if "lemmatize" in str(FILES[name].get("protocol", {}).get(task)) else []
-    data = ["data=demo"]
-    if "rank_candidates" in str(FILES[name].get("protocol", {}).get(task)):
-        # The picture world has no answer list, and brings its own files only: so the same files, given by name.
-        answers = folder / "answers-to-rank.json"
-        answers.write_text(json.dumps(["yes", "no", "red", "two", "a heart"]))
-        data = ["data=files", f"data.root={ensure_world()}", f"data.answers={answers}", "data.check=false"]
     return [
         f"model={name}",
         f"model.checkpoint={folder}",
         *tiny_settings,
         *changes,
         f"task={task}",
-        *data,
+        "data=demo",
         "limit=3",
         f"out={out}",
     ]
@@ -114,6 +107,23 @@ def test_pair_runs(
     lines = [line for path in (tmp_path / "runs").rglob("predictions/*.jsonl") for line in path.open()]
     assert len(lines) == 3
     assert all(json.loads(line)["error"] is None for line in lines)
+
+
+def test_ranking_without_an_answer_list_ends_before_anything_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """GQA has no list of answers; without a checkpoint nothing can have been loaded."""
+    words = ["model=blip-vqa", f"model.checkpoint={tmp_path / 'nowhere'}", "task=gqa", "data=demo"]
+    assert main([*words, "decoding.rank_candidates=8", f"out={tmp_path / 'runs'}"]) == 2
+    assert "decoding.rank_candidates=0" in capsys.readouterr().err
+
+
+def test_the_page_of_pairs_is_what_show_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where this fails: put what `python -m evalkit show` prints between the marks of configs/model/README.md."""
+    assert main(["show"]) == 0
+    table, _ = capsys.readouterr().out.split("\n\n")
+    page = (bundled("configs") / "model" / "README.md").read_text()
+    assert page.split("<!-- show -->\n")[1] == table + "\n"
 
 
 @pytest.mark.parametrize(("name", "task"), IMPOSSIBLE)
