@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import string
+import sys
 from collections.abc import Callable, Mapping
 
 from evalkit.errors import ConfigError, unknown
@@ -45,7 +46,8 @@ def fill(task: Task, sample: Sample) -> str:
     >>> fill_template("Question: {question} Answer:", sample, question_filter="blip")
     'Question: what colour is it? Answer:'
     """
-    return fill_template(task.template, sample, question_filter=task.question_filter)
+    # One copy of what many samples are asked: the templates of a classifier are long.
+    return sys.intern(fill_template(task.template, sample, question_filter=task.question_filter))
 
 
 def fill_template(template: str, sample: Sample, *, question_filter: str | None = None) -> str:

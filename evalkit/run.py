@@ -182,7 +182,7 @@ class _Asker:
             self._none_answered, self._failed_in_a_row = False, 0
             seconds = (time.monotonic() - start) / len(batch)
             yield [
-                Prediction(sample_id=sample.id, output=output, prompt=self._prompt(sample), seconds=seconds)
+                Prediction(sample_id=sample.id, output=output, prompt=self._logged(sample), seconds=seconds)
                 for sample, output in zip(batch, outputs, strict=True)
             ]
         elif memory and len(batch) > 1:
@@ -210,7 +210,7 @@ class _Asker:
         _check(outputs, [sample])
         self._none_answered, self._failed_in_a_row = False, 0
         seconds = time.monotonic() - start
-        return Prediction(sample_id=sample.id, output=outputs[0], prompt=self._prompt(sample), seconds=seconds)
+        return Prediction(sample_id=sample.id, output=outputs[0], prompt=self._logged(sample), seconds=seconds)
 
     def _ask(self, encoded: Encoded, rows: Mapping[str, int], batch: Sequence[Sample]) -> list[str]:
         job, decoding = self.job, self.job.task.decoding
@@ -232,8 +232,13 @@ class _Asker:
     def _prompt(self, sample: Sample) -> str:
         return self.job.prompts[sample.id]
 
+    def _logged(self, sample: Sample) -> str | None:
+        """Return the prompt for the log; None where it is the template that all share, which the manifest has."""
+        task, prompt = self.job.task, self._prompt(sample)
+        return None if task.matches and prompt == task.template else prompt
+
     def _failed(self, sample: Sample, reason: str) -> Prediction:
-        return Prediction(sample_id=sample.id, output=None, prompt=self._prompt(sample), error=reason)
+        return Prediction(sample_id=sample.id, output=None, prompt=self._logged(sample), error=reason)
 
 
 def _check(outputs: Sequence[str], batch: Sequence[Sample]) -> None:

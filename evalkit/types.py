@@ -219,6 +219,7 @@ class Prediction:
     output: str | None
     """The raw text the model gave; None where there is none (an error, a retrieval line)."""
     prompt: str | None = None
+    """None where all samples share it: the 80 templates of a classifier stand in the manifest alone."""
     error: str | None = None
     """Why there is no answer; such a sample is failed, never scored, and tried again on resume."""
     seconds: float = 0.0
