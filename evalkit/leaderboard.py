@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from evalkit import manifest
 from evalkit.errors import ResultsError
 from evalkit.manifest import write_atomically
+from evalkit.prompts import in_short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,7 +176,7 @@ def _runs(entries: Sequence[Entry]) -> list[str]:
         scores = entry.scores
         value, interval = _cell(scores)
         counts = [str(scores[name]) for name in ("n", "num_images", "missing", "failed")]
-        prompt = entry.manifest["task"]["prompt"] or ""
+        prompt = in_short(entry.manifest["task"]["prompt"] or "")
         rows.append([entry.task, entry.model, _metric(scores), value, interval, *counts, prompt, entry.run_key])
     return _table(rows)
 

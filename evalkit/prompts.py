@@ -98,6 +98,16 @@ def fields_of(template: str) -> tuple[str, ...]:
     return tuple(name for _, name in _parts(template) if name is not None)
 
 
+def in_short(template: str) -> str:
+    r"""Return a template as a table shows it: of many that are compared with an image, the first.
+
+    >>> in_short("a photo of a {option}.\nart of the {option}."), in_short("{question}\nAnswer briefly.")
+    ('a photo of a {option}. (and 1 more, averaged)', '{question}\nAnswer briefly.')
+    """
+    first, *others = template.splitlines() or [""]
+    return f"{first} (and {len(others)} more, averaged)" if others and "{option}" in template else template
+
+
 @functools.lru_cache(maxsize=256)
 def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
     """Return (literal, field that follows or None) pairs."""

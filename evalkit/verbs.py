@@ -12,6 +12,7 @@ from evalkit.config import DataConfig, RunConfig
 from evalkit.errors import ConfigError, EvalkitError, ResultsError
 from evalkit.launch import build_model, dataset_of, limit_threads, limited, metric_settings, resolve
 from evalkit.paths import bundled
+from evalkit.prompts import in_short
 from evalkit.types import Dataset, Json, Prediction, Task
 
 
@@ -70,7 +71,7 @@ def _show(words: Sequence[str], extra: Path | None) -> int:
             print(f"  refused: {refusal}")
             continue
         settings = {
-            "prompt": repr(task.template) if task.kind != "retrieve" else None,
+            "prompt": repr(in_short(task.template)) if task.kind != "retrieve" else None,
             "question_filter": task.question_filter,
             "decoding": ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(task.decoding).items())
             if task.kind in ("generate", "ground")

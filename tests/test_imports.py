@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "registry": f"{VOCABULARY} extract paths prompts",
     "score": f"{VOCABULARY} extract manifest metrics results",
     "results": f"{VOCABULARY} {DATA} extract manifest",
-    "leaderboard": f"{VOCABULARY} manifest",
+    "leaderboard": f"{VOCABULARY} manifest prompts",
     "choice": VOCABULARY,
     "run": f"{VOCABULARY} choice loading log plan progress",
     "retrieval": f"{VOCABULARY} disk loading log plan progress run",

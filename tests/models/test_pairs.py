@@ -48,8 +48,8 @@ NOT_HERE = ("api", "blip2-tiny", "blip2-tiny-early", "custom", "fake", "majority
 """Baselines and forms; the bundled model has tests of its own, Qwen-VL's code comes with its checkpoint."""
 IMPOSSIBLE = [("blip2-opt", "refcoco"), ("blip2-itm", "vqav2"), ("llava-1.5-7b", "retrieval"), ("clip", "coco_caption")]
 """Refused before anything loads: no box syntax, the wrong half, no embeddings, no text."""
-NOT_IN_THE_WORLD = ("retrieval/flickr30k",)
-"""The picture world has one retrieval split, under COCO's name."""
+NOT_IN_THE_WORLD = ("retrieval/flickr30k", "imagenet")
+"""The picture world has one retrieval split, under COCO's name, and no ImageNet: `test_zero_shot.py` runs that."""
 
 FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((bundled("configs") / "model").glob("*.yaml"))}
 PAIRS = [
