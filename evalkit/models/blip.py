@@ -25,6 +25,7 @@ from ..types import Capability, Decoding, Encoded, Json, Prompt, Task
 from .abilities import sampling_with_beams, shortfall, single_row
 from .checkpoints import Checkpoint, Loading
 from .generation import check_length, forget_decoding, generate_texts, hide_padding, pad, position_limit
+from .likelihood import Options, after, check_room, continued, in_chunks, log_probability, targets
 from .matching import MAX_CAPTION_TOKENS, read_captions, unit
 from .pixels import patches, square, to_rgb
 from .rows import Rows, own
@@ -39,8 +40,8 @@ _CLASSES = {
     "retrieve": "BlipForImageTextRetrieval",
 }
 _CAN: Mapping[str, frozenset[Capability]] = {
-    "vqa": frozenset({"generate", "rank"}),
-    "caption": frozenset({"generate"}),
+    "vqa": frozenset({"generate", "rank", "loglikelihood"}),
+    "caption": frozenset({"generate", "loglikelihood"}),
     "retrieve": frozenset({"itc", "itm"}),
 }
 
@@ -145,16 +146,8 @@ class Blip:
         if self._head == "vqa":
             return self._answer(patches_BND, prompts, decoding)
         decoder = self._model.text_decoder
-        begin = decoder.config.bos_token_id
-        words = self._tokenizer([prompt.text for prompt in prompts], add_special_tokens=False)["input_ids"]
-        ids_BL, mask_BL = pad([[begin, *row] for row in words], "left", decoder.device)
-        check_length(position_limit(decoder.config), ids_BL.shape[1], prompts, decoding)
-        inputs = {
-            "input_ids": hide_padding(ids_BL, mask_BL),
-            "attention_mask": mask_BL,
-            "encoder_hidden_states": patches_BND,
-            "encoder_attention_mask": _all_of(patches_BND),
-        }
+        inputs = self._caption_inputs(patches_BND, self._words([prompt.text for prompt in prompts]))
+        check_length(position_limit(decoder.config), inputs["input_ids"].shape[1], prompts, decoding)
         return generate_texts(decoder, self._tokenizer, inputs, prompts, decoding)
 
     def rank(self, encoded: Encoded, prompts: Sequence[Prompt], candidates: Sequence[str], keep: int) -> list[str]:
@@ -177,6 +170,19 @@ class Blip:
                 losses_K = self._losses(ids_TL[kept_K], text_mask_TL[kept_K], states_LD)
                 best.append(candidates[int(kept_K[losses_K.argmin()])])
         return best
+
+    def loglikelihood(
+        self, encoded: Encoded, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Return the log-probability of each option: as an answer with its end (`vqa`), or after the prompt.
+
+        Raises:
+            SampleError: A prompt refers to several images; an option has no token, or does not fit the model.
+        """
+        judge = self._judge_answers if self._head == "vqa" else self._judge_captions
+        return [
+            judge(self._patches(encoded, [prompt]), prompt, each) for prompt, each in zip(prompts, options, strict=True)
+        ]
 
     def itc_images(self, encoded: Encoded) -> Json:
         """Return unit vectors (I, 1, D) of the class patch."""
@@ -219,6 +225,20 @@ class Blip:
         seen = own(encoded, _Seen)
         return torch.stack([seen[single_row(prompt)].patches for prompt in prompts])
 
+    def _words(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of texts as the captioner reads them: its start token, and no end."""
+        begin = self._model.text_decoder.config.bos_token_id
+        return [[begin, *row] for row in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+    def _caption_inputs(self, patches_BND: torch.Tensor, rows: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        ids_BL, mask_BL = pad(rows, "left", patches_BND.device)
+        return {
+            "input_ids": hide_padding(ids_BL, mask_BL),
+            "attention_mask": mask_BL,
+            "encoder_hidden_states": patches_BND,
+            "encoder_attention_mask": _all_of(patches_BND),
+        }
+
     def _answer(self, patches_BND: torch.Tensor, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
         """Return the decoder's answers; questions of one length go together: padding could not be hidden."""
         import torch
@@ -237,6 +257,28 @@ class Blip:
             texts = generate_texts(decoder, self._tokenizer, inputs, [prompts[row] for row in rows], decoding)
             answers.update(zip(rows, texts, strict=True))
         return [answers[row] for row in range(len(prompts))]
+
+    def _judge_answers(self, patches_1ND: torch.Tensor, prompt: Prompt, options: Sequence[str]) -> list[float]:
+        import torch
+
+        decoder = self._model.text_decoder
+        found = targets(self._tokenizer, prompt, options)
+        check_room(found, prompt, position_limit(decoder.config))
+        rows = [[decoder.config.bos_token_id, *row[1:]] for row in found.rows]
+        [states_LD] = self._read_questions(patches_1ND, [prompt], Decoding(max_new_tokens=0))
+
+        def score(ids_BL: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
+            states_BLD = states_LD.expand(len(ids_BL), -1, -1)
+            logits_BLV = decoder(input_ids=ids_BL[:, :-1], encoder_hidden_states=states_BLD).logits
+            return log_probability(logits_BLV, targets_BL[:, 1:])
+
+        with torch.inference_mode():
+            return in_chunks(Options([], rows, found.starts), score, len(states_LD), decoder.device)
+
+    def _judge_captions(self, patches_1ND: torch.Tensor, prompt: Prompt, options: Sequence[str]) -> list[float]:
+        decoder = self._model.text_decoder
+        found = after(prompt.text, prompt, options, self._words)
+        return continued(decoder, self._caption_inputs(patches_1ND, [found.context]), prompt, found)
 
     def _read_questions(
         self, patches_BND: torch.Tensor, prompts: Sequence[Prompt], decoding: Decoding

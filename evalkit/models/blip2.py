@@ -24,7 +24,7 @@ from .checkpoints import Checkpoint, Loading
 from .generation import forget_decoding
 from .matching import MAX_CAPTION_TOKENS, read_captions, unit
 from .pixels import patches, square, to_rgb
-from .prefix import write_behind
+from .prefix import likelihoods_behind, write_behind
 from .rows import Rows, own
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Blip2:
         self.box_extract = box_extract
         can: list[Capability] = []
         if self._text is not None:
-            can += ["generate", *(["ground"] if box_extract else [])]  # type: ignore[list-item]
+            can += ["generate", "loglikelihood", *(["ground"] if box_extract else [])]  # type: ignore[list-item]
         if self._matching is not None:
             can += ["itc", "itm"]
         self.capabilities: frozenset[Capability] = frozenset(can)
@@ -122,6 +122,20 @@ class Blip2:
         """
         seen = own(encoded, _Seen)
         return self._ready().write([seen[single_row(prompt)].features for prompt in prompts], prompts, decoding)
+
+    def loglikelihood(
+        self, encoded: Encoded, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Return the log-probability of each option after its image and prompt.
+
+        Raises:
+            SampleError: A prompt refers to several images; an option has no token, or does not fit the model.
+        """
+        seen, half = own(encoded, _Seen), self._ready()
+        return [
+            half.judge(seen[single_row(prompt)].features, prompt, each)
+            for prompt, each in zip(prompts, options, strict=True)
+        ]
 
     def itc_images(self, encoded: Encoded) -> Json:
         """Return unit vectors (I, Q, D) as float32."""
@@ -193,6 +207,10 @@ class _Half:
         import torch
 
         return write_behind(self.model, self.tokenizer, torch.stack(list(features)), prompts, decoding)
+
+    def judge(self, features_QH: torch.Tensor, prompt: Prompt, options: Sequence[str]) -> list[float]:
+        """Return how likely each option is after an image and a prompt."""
+        return likelihoods_behind(self.model, self.tokenizer, features_QH[None], prompt, options)
 
     def embed_images(self, features: Sequence[torch.Tensor]) -> Json:
         """Return the query vectors (I, Q, D) of the images, normalised."""

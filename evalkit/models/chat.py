@@ -12,19 +12,22 @@ Shapes: B rows, L tokens.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ImageError, ModelError, SampleError, UnsupportedError
+from ..errors import ConfigError, ImageError, ModelError, SampleError, UnsupportedError
 from ..types import Capability, Decoding, Encoded, Json, Prompt, Task
 from .abilities import sampling_with_beams, shortfall
 from .checkpoints import Checkpoint, Loading
 from .generation import check_length, forget_decoding, generate_texts, hide_padding, pad, position_limit
+from .likelihood import after, continued
 from .pixels import padded, to_rgb
 from .rows import Rows, own
 
@@ -66,7 +69,8 @@ class Chat:
             {size: {shortest_edge: 3136, longest_edge: 1003520}} (pixels).
         pad_to_square: Put images on a square of the mean colour first, as LLaVA-1.5 was trained and evaluated.
         share_images: Encode an image once for all its questions; None: where the model allows it.
-        box_extract: Name of the extraction of its box syntax, for a model that grounds.
+        box_extract: Name of the extraction of its box syntax, for a model that grounds. `box_resized:28` (pixels of
+            the resized image, both sides multiples of 28) is completed from the limits in `image_options`.
         **loading: See `checkpoints.Loading`.
     """
 
@@ -90,13 +94,12 @@ class Chat:
         self._share_images = share_images
         self._model: Any = None
         self._processor: Any = None
-        self.box_extract = box_extract
-        self.capabilities: frozenset[Capability] = (
-            frozenset({"generate", "ground"}) if box_extract else frozenset({"generate"})
-        )
+        self.box_extract = _box_extraction(box_extract, self._image_options, pad_to_square)
+        can: set[Capability] = {"generate", "loglikelihood"}
+        self.capabilities: frozenset[Capability] = frozenset(can | {"ground"} if box_extract else can)
 
     def refuses(self, task: Task) -> str | None:
-        """Return why not: it only writes text, at the image size of its processor."""
+        """Return why not: neither embeddings nor ranking, and no image size but its processor's."""
         if task.image_size is not None:
             return (
                 f"{task.name} asks for image_size={task.image_size}, and a chat model sizes images by its own "
@@ -123,6 +126,7 @@ class Chat:
         if self._model is not None:
             return
         self._processor = _load_processor(self._checkpoint, self._loading)
+        _check_grid(self.box_extract, self._processor.image_processor)
         self._model = self._loading.load(self._checkpoint, "AutoModelForImageTextToText")
         forget_decoding(self._model)
         takes = "mm_encoder_outputs" in _parameters(self._model.forward)
@@ -193,13 +197,42 @@ class Chat:
             ]
         return self._reply(prompts, images, decoding)
 
+    def loglikelihood(
+        self, encoded: Encoded, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Return the log-probability of each option as the reply to its prompt, or the beginning of one.
+
+        Raises:
+            SampleError: A prompt or an option holds the model's image token, or they do not fit the model; an option
+                has no token.
+        """
+        seen = own(encoded, _Seen)
+        found = []
+        for prompt, each in zip(prompts, options, strict=True):
+            images = [seen[row] for row in prompt.rows]
+            split = after(self._text(prompt), prompt, each, functools.partial(self._ids, prompt))
+            inputs = self._inputs([_filled(split.context, images, self._processor.image_token_id)], [images])
+            if hasattr(self._model.base_model, "rope_deltas"):
+                # Where Qwen2-VL's text goes on after its last image; a prompt without one does not set it anew.
+                self._model.base_model.rope_deltas = None
+            found.append(continued(self._model, inputs, prompt, split))
+        return found
+
     def _reply(self, prompts: Sequence[Prompt], images: Sequence[Sequence[_Seen]], decoding: Decoding) -> list[str]:
+        rows = [
+            _filled(self._ids(prompt, [self._text(prompt)])[0], each, self._processor.image_token_id)
+            for prompt, each in zip(prompts, images, strict=True)
+        ]
+        limit = position_limit(self._model.config.get_text_config())
+        check_length(limit, max(map(len, rows)), prompts, decoding)
+        return generate_texts(self._model, self._processor.tokenizer, self._inputs(rows, images), prompts, decoding)
+
+    def _inputs(self, rows: Sequence[Sequence[int]], images: Sequence[Sequence[_Seen]]) -> dict[str, Any]:
+        """Return what the model takes for some rows of ids and the images in each."""
         import torch
 
         model = self._model
-        rows = [self._tokens(prompt, each) for prompt, each in zip(prompts, images, strict=True)]
         ids_BL, mask_BL = pad(rows, "left", model.device)
-        check_length(position_limit(model.config.get_text_config()), ids_BL.shape[1], prompts, decoding)
         ids_BL = hide_padding(ids_BL, mask_BL)
         inputs: dict[str, Any] = {"input_ids": ids_BL, "attention_mask": mask_BL}
         if "mm_token_type_ids" in _parameters(model.forward):
@@ -210,7 +243,7 @@ class Chat:
                 inputs[name] = torch.cat([one.input.tensors[name] for one in flat]).to(model.device)
         if self._share_images and flat:
             inputs["mm_encoder_outputs"] = {"image": _outputs(flat)}
-        return generate_texts(model, self._processor.tokenizer, inputs, prompts, decoding)
+        return inputs
 
     def _see(self, inputs: Sequence[_Input]) -> list[_Seen]:
         import torch
@@ -233,27 +266,79 @@ class Chat:
         layers = getattr(outputs, "deepstack_features", None) or ()
         return [_Seen(one, features[row], tuple(layer[row] for layer in layers)) for row, one in enumerate(inputs)]
 
-    def _tokens(self, prompt: Prompt, images: Sequence[_Seen]) -> list[int]:
-        """Return the ids of the conversation, each image token replaced by its image's span."""
-        processor = self._processor
-        user = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt.text}]
+    def _text(self, prompt: Prompt) -> str:
+        """Return the conversation as far as the reply, each image a token in it."""
+        user = [*({"type": "image"} for _ in prompt.rows), {"type": "text", "text": prompt.text}]
         turns = [{"role": "user", "content": user}]
         if self._system is not None:
             turns.insert(0, {"role": "system", "content": [{"type": "text", "text": self._system}]})
-        text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        tokenizer = processor.tokenizer
-        begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        ids = tokenizer(text, add_special_tokens=not begun)["input_ids"]
-        if ids.count(processor.image_token_id) != len(images):
+        text: str = self._processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return text
+
+    def _ids(self, prompt: Prompt, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of conversations with this prompt.
+
+        Raises:
+            SampleError: One holds the image token in its words.
+        """
+        processor, tokenizer = self._processor, self._processor.tokenizer
+        begun = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
+        rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=not begun)["input_ids"]
+        if any(row.count(processor.image_token_id) != len(prompt.rows) for row in rows):
             raise SampleError(
-                f"the prompt of sample {prompt.sample_id} holds {processor.image_token!r}, by which this model means "
-                "an image; reword it"
+                f"the prompt of sample {prompt.sample_id}, or an option, holds {processor.image_token!r}, by which "
+                "this model means an image; reword it"
             )
-        spans = iter(images)
-        found: list[int] = []
-        for token in ids:
-            found += next(spans).input.span if token == processor.image_token_id else [token]
-        return found
+        return rows
+
+
+def _filled(ids: Sequence[int], images: Sequence[_Seen], image_token: int) -> list[int]:
+    """Return the ids with each image token replaced by its image's span."""
+    spans = iter(images)
+    found: list[int] = []
+    for token in ids:
+        found += next(spans).input.span if token == image_token else [token]
+    return found
+
+
+def _box_extraction(name: str | None, options: Mapping[str, Any], padded: bool) -> str | None:
+    """Return the extraction with what it must know of how images are sized, before any file is looked for.
+
+    Raises:
+        ConfigError: The settings of images do not fit it.
+    """
+    if name == "box_square" and not padded:
+        raise ConfigError(
+            "model.box_extract=box_square reads fractions of the image padded to a square; say "
+            "model.pad_to_square=true, too"
+        )
+    if name is None or not re.fullmatch(r"box_resized:\d+", name):
+        return name
+    size = options.get("size") or {}
+    if not {"shortest_edge", "longest_edge"} <= set(size):
+        raise ConfigError(
+            f"model.box_extract={name} reads pixels of the resized image, so the limits of resizing must be said: "
+            "model.image_options={size: {shortest_edge: 3136, longest_edge: 12845056}} (in pixels of area)"
+        )
+    return f"{name}:{size['shortest_edge']}:{size['longest_edge']}"
+
+
+def _check_grid(extraction: str | None, images: Any) -> None:
+    """Check that the image processor resizes as the extraction of boxes assumes.
+
+    Raises:
+        ModelError: It makes the sides multiples of something else.
+    """
+    if extraction is None or not extraction.startswith("box_resized:"):
+        return
+    said = int(extraction.split(":")[1])
+    found = getattr(images, "patch_size", 0) * getattr(images, "merge_size", 0)
+    if said != found:
+        raise ModelError(
+            f"model.box_extract={extraction} reads pixels of an image with sides that are multiples of {said}, but "
+            f"{type(images).__name__} of this checkpoint "
+            + (f"makes them multiples of {found}: say box_resized:{found}" if found else "does not resize like that")
+        )
 
 
 def _outputs(images: Sequence[_Seen]) -> Any:

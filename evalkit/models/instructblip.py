@@ -20,7 +20,7 @@ from .abilities import sampling_with_beams, shortfall, single_row
 from .checkpoints import Checkpoint, Loading
 from .generation import check_length, forget_decoding, pad, position_limit
 from .pixels import patches, square, to_rgb
-from .prefix import write_behind
+from .prefix import likelihoods_behind, write_behind
 from .rows import Rows, own
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class InstructBlip:
         **loading: See `checkpoints.Loading`.
     """
 
-    capabilities: frozenset[Capability] = frozenset({"generate"})
+    capabilities: frozenset[Capability] = frozenset({"generate", "loglikelihood"})
 
     def __init__(self, *, checkpoint: str, revision: str | None = None, **loading: Any) -> None:
         self._loading = Loading.of(loading)
@@ -58,7 +58,7 @@ class InstructBlip:
         self._image_processor: Any = None
 
     def refuses(self, task: Task) -> str | None:
-        """Return why not: it only writes text, and does not sample among beams."""
+        """Return why not: neither boxes nor embeddings, and no sampling among beams."""
         return shortfall(self.capabilities, task) or sampling_with_beams(task.decoding)
 
     def identity(self, task: Task) -> Mapping[str, Json]:
@@ -101,6 +101,21 @@ class InstructBlip:
         patches_BND = torch.stack([seen[single_row(prompt)].patches for prompt in prompts])
         image_BQH = self._ask_qformer(patches_BND, prompts)
         return write_behind(self._model, self._tokenizer, image_BQH, prompts, decoding)
+
+    def loglikelihood(
+        self, encoded: Encoded, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Return the log-probability of each option after its image and prompt; the Q-Former reads the prompt alone.
+
+        Raises:
+            SampleError: A prompt refers to several images; an option has no token, or does not fit the model.
+        """
+        seen = own(encoded, _Seen)
+        found = []
+        for prompt, each in zip(prompts, options, strict=True):
+            image_1QH = self._ask_qformer(seen[single_row(prompt)].patches[None], [prompt])
+            found.append(likelihoods_behind(self._model, self._tokenizer, image_1QH, prompt, each))
+        return found
 
     def _ask_qformer(self, patches_BND: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
         """Return what the queries took from each image, given its prompt, projected (B, Q, H)."""

@@ -25,6 +25,7 @@ from ..types import Capability, Decoding, Encoded, Json, Prompt, Task
 from .abilities import sampling_with_beams, shortfall
 from .checkpoints import Checkpoint, Loading
 from .generation import check_length, forget_decoding, generate_texts, hide_padding, pad, position_limit
+from .likelihood import after, continued
 from .pixels import to_rgb
 from .rows import Rows, own
 
@@ -55,7 +56,7 @@ class QwenVl:
         **loading: See `checkpoints.Loading`; `trust_remote_code` must be true.
     """
 
-    capabilities: frozenset[Capability] = frozenset({"generate", "ground"})
+    capabilities: frozenset[Capability] = frozenset({"generate", "ground", "loglikelihood"})
     box_extract = "box_999"
 
     def __init__(self, *, checkpoint: str, revision: str | None = None, **loading: Any) -> None:
@@ -129,6 +130,25 @@ class QwenVl:
         with self._showing(seen):
             return generate_texts(self._model, self._tokenizer, inputs, prompts, decoding)
 
+    def loglikelihood(
+        self, encoded: Encoded, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Return the log-probability of each option after its images and prompt.
+
+        Raises:
+            SampleError: A prompt holds an image tag; an option has no token, or does not fit the model.
+        """
+        import torch
+
+        found = []
+        with self._showing(own(encoded, _Seen)):
+            for prompt, each in zip(prompts, options, strict=True):
+                split = after(_tagged(prompt, each), prompt, each, lambda texts: self._tokenizer(texts)["input_ids"])
+                ids_1L = torch.tensor([split.context], device=self._model.device)
+                inputs = {"input_ids": ids_1L, "attention_mask": torch.ones_like(ids_1L)}
+                found.append(continued(self._model, inputs, prompt, split))
+        return found
+
     @contextlib.contextmanager
     def _showing(self, seen: Rows[_Seen]) -> Iterator[None]:
         """Let the model find encoded images where it would open files."""
@@ -145,10 +165,11 @@ class QwenVl:
             del visual.encode
 
 
-def _tagged(prompt: Prompt) -> str:
-    """Return the text with its images in the model's own syntax."""
-    if "<img>" in prompt.text or "</img>" in prompt.text:
+def _tagged(prompt: Prompt, options: Sequence[str] = ()) -> str:
+    """Return the text with its images in the model's own syntax, which neither it nor its options may hold."""
+    if any(tag in text for text in (prompt.text, *options) for tag in ("<img>", "</img>")):
         raise SampleError(
-            f"the prompt of sample {prompt.sample_id} holds <img> or </img>, by which Qwen-VL means an image; reword it"
+            f"the prompt of sample {prompt.sample_id}, or an option, holds <img> or </img>, by which Qwen-VL means "
+            "an image; reword it"
         )
     return "".join(f"<img>{row}</img>" for row in prompt.rows) + prompt.text

@@ -199,7 +199,7 @@ def test_a_folder_may_hold_both_halves(tmp_path: Path) -> None:
     tiny.blip2_text(tmp_path / "generate")
     tiny.blip2_matching(tmp_path / "retrieve")
     model = Blip2(checkpoint=str(tmp_path), generate="generate", retrieve="retrieve", box_extract="box_999")
-    assert model.capabilities == {"generate", "ground", "itc", "itm"}
+    assert model.capabilities == {"generate", "loglikelihood", "ground", "itc", "itm"}
     assert model.files(tiny.task())["model.safetensors"].parent.name == "generate"
     assert model.files(tiny.task("retrieve"))["model.safetensors"].parent.name == "retrieve"
     assert {"config.json", "tokenizer.json", "processor_config.json"} <= set(model.files(tiny.task()))
