@@ -62,7 +62,11 @@ TASKS = tuple(
             ),
             Slot(name=IMAGES, default="val2014", required=False, summary="folder of COCO images"),
         ),
-        hub=Hub(repo="yerevann/coco-karpathy", split="validation" if split == "val" else split, revision="448fdb1"),
+        hub=Hub(
+            repo="yerevann/coco-karpathy",
+            split="validation" if split == "val" else split,
+            revision="448fdb1bc7b2d09e46881c4541a14d796a3d41e8",
+        ),
         expected=Expected(
             samples=5_000,
             images=5_000,

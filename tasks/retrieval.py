@@ -59,7 +59,7 @@ TASKS = tuple(
             "Image-text retrieval on COCO 5K (Karpathy test), both ways",
             "dataset_coco.json",
             "val2014",
-            Hub(repo="yerevann/coco-karpathy", split="test", revision="448fdb1"),
+            Hub(repo="yerevann/coco-karpathy", split="test", revision="448fdb1bc7b2d09e46881c4541a14d796a3d41e8"),
             Expected(
                 samples=5_000,
                 images=5_000,

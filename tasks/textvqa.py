@@ -61,7 +61,12 @@ TASKS = tuple(
         decoding=Decoding(max_new_tokens=10),
         extract="first_line",
         slots=_slots(split, images),
-        hub=Hub(repo="lmms-lab/textvqa", split=hub_split, revision="9c0699c", image_id_column="image_id"),
+        hub=Hub(
+            repo="lmms-lab/textvqa",
+            split=hub_split,
+            revision="9c0699cd19768ac5ab97568f6b3cbac4c0062884",
+            image_id_column="image_id",
+        ),
         expected=expected,
         results=ResultFormat(id_key="question_id", answer_key="answer"),
         perfect=PERFECT if split == "val" else None,
