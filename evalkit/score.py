@@ -74,7 +74,7 @@ def score(
     }
     result |= {
         "scores": dict(scores.aggregate),
-        "intervals": _intervals(answered, scores),
+        "intervals": _intervals(task, answered, scores),
         "breakdowns": {} if blind else _breakdowns(task, answered, settings, scores),
         "unavailable": dict(scores.unavailable)
         | ({task.primary: "the references are hidden: give submission.json to the server"} if blind else {}),
@@ -147,15 +147,17 @@ def _compute(task: Task, answered: Sequence[Answered], settings: MetricSettings)
     )
 
 
-def _intervals(answered: Sequence[Answered], scores: Scores) -> dict[str, list[float]]:
+def _intervals(task: Task, answered: Sequence[Answered], scores: Scores) -> dict[str, list[float]]:
     """Return 95% intervals: those the metric gives, and, clustered by image, of every score that is a mean."""
     clusters = [item.sample.image_ids[0] for item in answered]
     intervals = {name: list(interval) for name, interval in scores.intervals.items() if name in scores.aggregate}
+    independent = all(metric.independent for metric in task.metrics)
     for name, values in scores.per_sample.items():
         if name not in scores.aggregate or name in intervals:
             continue
-        counted = [(value, cluster) for value, cluster in zip(values, clusters, strict=True) if value is not None]
-        interval = clustered_mean_interval([value for value, _ in counted], [cluster for _, cluster in counted])
+        # With few images the formula leaves [0, 1], where every score lies that is no CIDEr.
+        clip = independent and all(value is None or 0 <= value <= 1 for value in values)
+        interval = clustered_mean_interval(values, clusters, clip=clip)
         if interval is not None:
             intervals[name] = list(interval)
     return intervals

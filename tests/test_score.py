@@ -119,10 +119,15 @@ def test_intervals_are_clustered_by_the_first_image() -> None:
     data = dataset(9)
     result = scored(outputs, data)
     values = [float(output == sample.reference) for output, sample in zip(outputs, data.samples, strict=True)]
-    wanted = clustered_mean_interval(values, [sample.image_ids[0] for sample in data.samples])
+    wanted = clustered_mean_interval(values, [sample.image_ids[0] for sample in data.samples], clip=True)
     alone = clustered_mean_interval(values, [sample.id for sample in data.samples])
     assert result["intervals"]["exact"] == list(wanted or ())
     assert wanted != alone, "else this shows nothing"
+
+
+def test_intervals_of_shares_stay_between_nothing_and_all() -> None:
+    result = scored(["no", "no"], dataset(2, per_image=1))
+    assert (result["scores"]["exact"], result["intervals"]["exact"]) == (0.5, [0.0, 1.0])
 
 
 def test_a_metrics_own_interval_stands_and_only_for_scores_that_are_there() -> None:
