@@ -27,17 +27,18 @@ SPLITS = {
     "coco_caption": {"test", "val"},
     "refcoco": {"val", "testA", "testB", "plus-val", "plus-testA", "plus-testB", "g-val", "g-test"},
     "retrieval": {"coco", "flickr30k"},
+    "imagenet": {"val"},
 }
 """Our own tasks and their variants."""
 OTHERS = {
     "flickr30k_caption", "vizwiz", "scienceqa", "docvqa", "chartqa", "ai2d", "ocrvqa", "mme", "seed", "pope", "grit",
-    "imagenet", "touchstone",
+    "touchstone",
 }  # fmt: skip
 """Benchmarks in the same tables that evalkit has no task for."""
 METRICS = {
     "vqav2": r"vqa_accuracy", "okvqa": r"vqa_accuracy", "textvqa": r"vqa_accuracy", "gqa": r"accuracy",
     "nocaps": r"CIDEr|SPICE|Bleu_4", "coco_caption": r"Bleu_[1-4]|METEOR|ROUGE_L|CIDEr|SPICE", "refcoco": r"Acc@0\.5",
-    "retrieval": r"(i2t|t2i)_R@(1|5|10)",
+    "retrieval": r"(i2t|t2i)_R@(1|5|10)", "imagenet": r"accuracy|top5",
 }  # fmt: skip
 GROUP = r"(\{(domain=(in|near|out)-domain|answer_type=(other|number|yes/no))\})?"
 
