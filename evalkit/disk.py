@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -57,6 +58,12 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def way_out(error: OSError) -> str:
+    """Return what one can do when a run folder cannot be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return ("make room, or " if full else "") + "give another folder with out=DIR"
 
 
 def _name_once(temporary: str, path: Path) -> None:

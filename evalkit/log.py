@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from evalkit.disk import make_folder, sync_folder
+from evalkit.disk import make_folder, sync_folder, way_out
 from evalkit.errors import ResultsError
 from evalkit.types import Prediction
 
@@ -159,6 +159,6 @@ def _pair(text_id: Any, itc: Any, itm: Any) -> tuple[str, float, float | None]:
 
 def _cannot_write(path: Path, error: OSError) -> str:
     return (
-        f"cannot write predictions to {path}: {error.strerror or error}. Everything written so far is kept: "
-        "make room or give another folder with out=DIR, then start the same command again; it continues."
+        f"cannot write predictions to {path}: {error.strerror or error}; {way_out(error)}. "
+        "Everything written so far is kept, and the same command continues from it"
     )

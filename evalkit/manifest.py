@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from evalkit import __version__, log
-from evalkit.disk import write_whole
+from evalkit.disk import way_out, write_whole
 from evalkit.errors import ResultsError
 from evalkit.types import Dataset, Json, Task
 
@@ -190,9 +190,7 @@ def write_atomically(path: Path, text: str, *, first_wins: bool = False) -> None
     try:
         write_whole(path, lambda stream: stream.write(text.encode()), first_wins=first_wins)
     except OSError as error:
-        raise ResultsError(
-            f"cannot write {path}: {error.strerror or error}; make room, or give another folder with out=DIR"
-        ) from error
+        raise ResultsError(f"cannot write {path}: {error.strerror or error}; {way_out(error)}") from error
 
 
 def describe(

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from evalkit.disk import write_whole
+from evalkit.disk import way_out, write_whole
 from evalkit.errors import ImageError, ResultsError, SampleError
 from evalkit.loading import Loaded, load_ahead
 from evalkit.log import Writer
@@ -376,7 +376,7 @@ def _save(path: Path, *, first_wins: bool = False, **arrays: Any) -> None:
     try:
         write_whole(path, lambda stream: np.savez(stream, **arrays), first_wins=first_wins)
     except OSError as error:
-        raise ResultsError(f"cannot write {path}: {error.strerror or error}; make room, or give out=DIR") from error
+        raise ResultsError(f"cannot write {path}: {error.strerror or error}; {way_out(error)}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

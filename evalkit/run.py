@@ -6,11 +6,12 @@ that cannot be answered becomes a prediction with an error: counted, never score
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ from evalkit.loading import Loaded, load_ahead
 from evalkit.log import Writer
 from evalkit.progress import Reporter
 from evalkit.types import Dataset, Encoded, GeneratingModel, Prediction, Prompt, Sample, Task, Unit
+
+_STOPPING = b"stopping after the batch in hand; Ctrl-C once more leaves at once, what is written is kept either way\n"
 
 _GIVE_UP_AFTER = 64
 """Samples that fail in a row, with none answered before them, after which the fault is the model's, not theirs."""
@@ -100,6 +103,8 @@ def finish_batch_on_interrupt(stop: threading.Event) -> Iterator[None]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        with suppress(OSError):  # nobody may read it; and not through sys.stderr, which may be in use just now
+            os.write(2, (b"\n" if os.isatty(2) else b"") + _STOPPING)
 
     if threading.current_thread() is not threading.main_thread():
         yield

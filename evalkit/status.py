@@ -92,8 +92,9 @@ def _end(segment: Mapping[str, Json]) -> str:
         how = f"stopped by Ctrl-C after {samples}"
     else:
         how = f"ended after {samples}"
-    restarts = outcome.get("restarts", 0)
-    return how + (f", {_count(restarts, 'worker')} replaced" if restarts else "")
+    restarts, halved = outcome.get("restarts", 0), outcome.get("memory_errors", 0)
+    how += f", {_count(restarts, 'worker')} replaced" if restarts else ""
+    return how + (f", out of memory {_count(halved, 'time')}" if halved else "")
 
 
 def _count(number: int, noun: str) -> str:

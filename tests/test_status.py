@@ -53,6 +53,10 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
         ({"asked": 3}, "ended after 3 samples"),
         ({"asked": 1, "interrupted": True}, "stopped by Ctrl-C after 1 sample"),
         ({"asked": 3, "restarts": 2}, "ended after 3 samples, 2 workers replaced"),
+        (
+            {"asked": 3, "restarts": 1, "memory_errors": 4},
+            "ended after 3 samples, 1 worker replaced, out of memory 4 times",
+        ),
         ({"asked": 0, "error": "ResultsError: no\nroom"}, "failed after 0 samples: ResultsError: no room"),
     ],
 )
