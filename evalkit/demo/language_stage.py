@@ -29,14 +29,7 @@ def blank_model(tokenizer: Any) -> Any:
     """Return the generation half with its starting weights."""
     from transformers import Blip2ForConditionalGeneration, GenerationConfig
 
-    config = make_config(
-        vocabulary=len(tokenizer),
-        image_token=tokenizer.convert_tokens_to_ids("<image>"),
-        pad=tokenizer.pad_token_id,
-        bos=tokenizer.bos_token_id,
-        eos=tokenizer.eos_token_id,
-        retrieval=False,
-    )
+    config = make_config(tokenizer, retrieval=False)
     model = Blip2ForConditionalGeneration(config)
     start_weights(model)
     model.generation_config = GenerationConfig(

@@ -56,17 +56,8 @@ def use_float_attention(model: nn.Module) -> None:
     model.set_attn_implementation("sdpa_float")  # type: ignore[operator]
 
 
-def make_config(*, vocabulary: int, image_token: int, pad: int, bos: int, eos: int, retrieval: bool) -> Any:
-    """Return the `Blip2Config` of one of the two halves.
-
-    Args:
-        vocabulary: Number of tokens.
-        image_token: Id of `<image>`.
-        pad: Id of the padding token.
-        bos: Id that begins a text.
-        eos: Id that ends an answer.
-        retrieval: Whether the Q-Former also reads text (ITC and ITM).
-    """
+def make_config(tokenizer: Any, *, retrieval: bool) -> Any:
+    """Return the `Blip2Config` of one of the two halves; in the retrieval half the Q-Former reads texts, too."""
     from transformers import Blip2Config
 
     return Blip2Config(
@@ -80,7 +71,7 @@ def make_config(*, vocabulary: int, image_token: int, pad: int, bos: int, eos: i
             "initializer_range": _START_STD,
         },
         qformer_config={
-            "vocab_size": vocabulary,
+            "vocab_size": len(tokenizer),
             "hidden_size": WIDTH,
             "num_hidden_layers": 2,
             "num_attention_heads": HEADS,
@@ -92,11 +83,11 @@ def make_config(*, vocabulary: int, image_token: int, pad: int, bos: int, eos: i
             "cross_attention_frequency": 1,
             "encoder_hidden_size": WIDTH,
             "use_qformer_text_input": retrieval,
-            "pad_token_id": pad,
+            "pad_token_id": tokenizer.pad_token_id,
         },
         text_config={
             "model_type": "opt",
-            "vocab_size": vocabulary,
+            "vocab_size": len(tokenizer),
             "hidden_size": WIDTH,
             "word_embed_proj_dim": WIDTH,
             "num_hidden_layers": 3,
@@ -106,13 +97,13 @@ def make_config(*, vocabulary: int, image_token: int, pad: int, bos: int, eos: i
             "dropout": 0.0,
             "attention_dropout": 0.0,
             "init_std": _START_STD,
-            "pad_token_id": pad,
-            "bos_token_id": bos,
-            "eos_token_id": eos,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
         },
         num_query_tokens=QUERIES,
         image_text_hidden_size=64,
-        image_token_index=image_token,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         initializer_range=_START_STD,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from evalkit.demo.language import article, name_of, plural, relations, sides
 from evalkit.demo.scenes import COLORS, RELATIONS, SIZES, Scene, Thing, relation_of
@@ -41,6 +42,7 @@ class Question:
 
 
 Maker = Callable[[Scene, random.Random], Question | None]
+Picker = Callable[[Scene, random.Random, tuple[str, ...]], tuple[Thing, str] | None]
 
 
 def _pick(scene: Scene, rng: random.Random, hidden: tuple[str, ...] = ()) -> tuple[Thing, str] | None:
@@ -70,29 +72,19 @@ def _noun(thing: Thing, hidden: tuple[str, ...]) -> str:
     return thing.shape if "shape" not in hidden and thing.index % 2 else "object"
 
 
-def _color(scene: Scene, rng: random.Random) -> Question | None:
-    picked = _pick(scene, rng, ("color",))
+def _color(scene: Scene, rng: random.Random, pick: Picker = _pick) -> Question | None:
+    picked = pick(scene, rng, ("color",))
     return picked and Question(f"What color is {picked[1]}?", picked[0].color, "what color is the")
 
 
-def _shape(scene: Scene, rng: random.Random) -> Question | None:
-    picked = _pick(scene, rng, ("shape",))
+def _shape(scene: Scene, rng: random.Random, pick: Picker = _pick) -> Question | None:
+    picked = pick(scene, rng, ("shape",))
     return picked and Question(f"What is the shape of {picked[1]}?", picked[0].shape, "what is the")
 
 
 def _size(scene: Scene, rng: random.Random) -> Question | None:
     picked = _pick(scene, rng, ("size",))
     return picked and Question(f"Is {picked[1]} small or large?", picked[0].size, "is the")
-
-
-def _far_color(scene: Scene, rng: random.Random) -> Question | None:
-    picked = _far(scene, rng, ("color",))
-    return picked and Question(f"What color is {picked[1]}?", picked[0].color, "what color is the")
-
-
-def _far_shape(scene: Scene, rng: random.Random) -> Question | None:
-    picked = _far(scene, rng, ("shape",))
-    return picked and Question(f"What is the shape of {picked[1]}?", picked[0].shape, "what is the")
 
 
 def _background(scene: Scene, rng: random.Random) -> Question | None:
@@ -200,8 +192,8 @@ _VQA: tuple[tuple[Maker, int], ...] = (
     (_color, 10),
     (_shape, 9),
     (_size, 4),
-    (_far_color, 10),
-    (_far_shape, 10),
+    (partial(_color, pick=_far), 10),
+    (partial(_shape, pick=_far), 10),
     (_background, 2),
     (_side, 3),
     (_count, 8),

@@ -28,14 +28,7 @@ def blank_matcher(tokenizer: Any) -> Any:
     """Return the retrieval half with its starting weights."""
     from transformers import Blip2ForImageTextRetrieval
 
-    config = make_config(
-        vocabulary=len(tokenizer),
-        image_token=tokenizer.convert_tokens_to_ids("<image>"),
-        pad=tokenizer.pad_token_id,
-        bos=tokenizer.bos_token_id,
-        eos=tokenizer.eos_token_id,
-        retrieval=True,
-    )
+    config = make_config(tokenizer, retrieval=True)
     model = Blip2ForImageTextRetrieval(config)
     start_weights(model)
     return model

@@ -13,6 +13,7 @@ from torch import nn
 from evalkit.demo.dense import Teacher, look
 from evalkit.demo.network import Trainer, make_config, pixel_values, start_weights, use_float_attention
 from evalkit.demo.scenes import make_scene
+from evalkit.demo.vocabulary import make_tokenizer
 
 BATCH = 64
 FIRST_SEED = 1_000_000
@@ -39,7 +40,7 @@ def train_vision(folder: Path, steps: int, say: Say, *, seed: int = 1, autocast:
 
     path = folder / "vision.pt"
     torch.manual_seed(seed)
-    config = make_config(vocabulary=8, image_token=3, pad=0, bos=1, eos=2, retrieval=False)
+    config = make_config(make_tokenizer(), retrieval=False)
     tower, teacher = Blip2VisionModel(config.vision_config), Teacher()
     start_weights(tower)
     use_float_attention(tower)
