@@ -67,6 +67,11 @@ def load_dataset(
     source: FilesSource | HubSource
     if kind == "files":
         source = FilesSource(task.slots, root, given or {}, task.family, max_pixels=max_pixels)
+        if demo and not all(source.has(slot.name) for slot in task.slots if slot.required):
+            raise DataError(
+                f"the picture world (data=demo) has nothing for {task.name}; it has the default variants of suite=all. "
+                "Give the official files with data=files data.root=DIR"
+            )
     else:
         source = HubSource(task, root=root, given=given or {}, max_pixels=max_pixels)
     dataset = task.load(source)

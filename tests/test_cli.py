@@ -362,6 +362,12 @@ def test_list_names_every_task_model_and_suite_in_a_line_each(command: Command) 
     assert command("list", "tasks").code == 2
 
 
+@pytest.mark.parametrize("task", ["imagenet", "retrieval/flickr30k"])
+def test_the_picture_world_says_which_tasks_it_has(command: Command, task: str) -> None:
+    ran = command("model=fake", f"task={task}", "data=demo", "limit=1")
+    assert (ran.code, f"nothing for {task}" in ran.paragraph, "suite=all" in ran.paragraph) == (2, True, True)
+
+
 def test_leaderboard_without_runs_says_so(command: Command, tmp_path: Path) -> None:
     assert "there is no folder of runs at results/runs" in command("leaderboard").paragraph
     (tmp_path / "empty").mkdir()
