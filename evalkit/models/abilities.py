@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import asdict
 
 from ..errors import SampleError
 from ..types import Capability, Decoding, Kind, Prompt, Task
@@ -36,6 +37,11 @@ def shortfall(capabilities: Collection[Capability], task: Task) -> str | None:
         return f"{task.name} needs {need!r}: {_WITHOUT[need]} (it can: {can})"
     if task.kind in ("generate", "ground") and task.decoding.rank_candidates > 0 and "rank" not in capabilities:
         return f"{task.name} asks for {task.decoding.rank_candidates} ranked candidates: {_WITHOUT['rank']}"
+    if task.kind == "choose":
+        default = asdict(Decoding())
+        said = [f"decoding.{name}={value}" for name, value in asdict(task.decoding).items() if value != default[name]]
+        if said:
+            return f"{task.name} chooses among options, and {', '.join(said)} has nothing to act on; leave it unset"
     return None
 
 

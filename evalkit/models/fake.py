@@ -57,10 +57,10 @@ class Fake:
     Args:
         seed: Another number is another model.
         seconds_per_image: Time that `encode` spends on an image.
-        fail_on: Sample ids, or words in a prompt, at which `generate` raises a RuntimeError.
+        fail_on: Sample ids, or words in a prompt, at which `generate` and `loglikelihood` raise a RuntimeError.
     """
 
-    capabilities: frozenset[Capability] = frozenset({"generate", "ground", "rank", "itc", "itm"})
+    capabilities: frozenset[Capability] = frozenset({"generate", "ground", "rank", "loglikelihood", "itc", "itm"})
     box_extract = "box_999"
 
     def __init__(self, *, seed: int = 0, seconds_per_image: float = 0.0, fail_on: Sequence[str] = ()) -> None:
@@ -70,7 +70,7 @@ class Fake:
         self._grounds = False
 
     def refuses(self, task: Task) -> str | None:
-        """Return None: the fake does everything but rank options by likelihood."""
+        """Return None: the fake does everything."""
         return shortfall(self.capabilities, task)
 
     def identity(self, task: Task) -> Mapping[str, Json]:
@@ -105,6 +105,18 @@ class Fake:
         pictures = own(encoded, _Picture)
         return [candidates[self._number(pictures, prompt, "rank") % len(candidates)] for prompt in prompts]
 
+    def loglikelihood(
+        self, encoded: Encoded, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        """Return a number in (-10, 0] for each option."""
+        pictures = own(encoded, _Picture)
+        for prompt in prompts:
+            self._fail_if_told(prompt)
+        return [
+            [-(self._number(pictures, prompt, f"option {option}") % 10**6) / 10**5 for option in each]
+            for prompt, each in zip(prompts, options, strict=True)
+        ]
+
     def itc_images(self, encoded: Encoded) -> Json:
         """Return unit vectors (I, 1, 32) drawn from the pixels."""
         return self._vectors([picture.digest for picture in own(encoded, _Picture).values])[:, None, :]
@@ -119,9 +131,7 @@ class Fake:
         return [self._hash(picture.digest, text) % 10**6 / 10**6 for picture, text in pairs]
 
     def _answer(self, pictures: Rows[_Picture], prompt: Prompt, decoding: Decoding) -> str:
-        for word in self._fail_on:
-            if word == prompt.sample_id or word in prompt.text:
-                raise RuntimeError(f"fake: told to fail on {word!r} (sample {prompt.sample_id})")
+        self._fail_if_told(prompt)
         number = self._number(pictures, prompt, _settings(decoding, prompt.sample_id))
         if self._grounds:
             x1, y1, x2, y2 = (number // 1000**power % 1000 for power in range(4))
@@ -130,6 +140,11 @@ class Fake:
         length = min(max(1 + number % 3, decoding.min_new_tokens), decoding.max_new_tokens)
         words = (_WORDS[self._hash(str(number), str(place)) % len(_WORDS)] for place in range(length))
         return cut_at(" ".join(words), decoding.stop)
+
+    def _fail_if_told(self, prompt: Prompt) -> None:
+        for word in self._fail_on:
+            if word == prompt.sample_id or word in prompt.text:
+                raise RuntimeError(f"fake: told to fail on {word!r} (sample {prompt.sample_id})")
 
     def _number(self, pictures: Rows[_Picture], prompt: Prompt, settings: str) -> int:
         return self._hash(prompt.text, *(pictures[row].digest for row in prompt.rows), settings)

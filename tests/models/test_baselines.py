@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evalkit.errors import UnsupportedError
+from evalkit.choice import Chooser
+from evalkit.errors import ConfigError, UnsupportedError
 from evalkit.models.baselines import Majority, Oracle
 from evalkit.models.fake import Fake
-from evalkit.types import Dataset, Decoding, Prompt, Sample, Text
+from evalkit.types import Dataset, Decoding, Prompt, Sample, Task, Text
 
 from . import tiny
 
@@ -169,3 +170,114 @@ def test_oracle_knows_pairs_and_majority_does_not() -> None:
     majority.prepare(task)
     encoded = majority.encode([majority.preprocess(image) for image in tiny.pictures()])
     assert np.ptp(np.einsum("iqd,td->it", majority.itc_images(encoded), majority.itc_texts(captions))) == 0
+
+
+LETTERS = ("A", "B", "C", "D")
+
+
+def choosing(template: str = "{question}") -> Task:
+    return dataclasses.replace(
+        tiny.task("choose"), prompts={"completion": template}, perfect=lambda sample: str(sample.reference)
+    )
+
+
+def asked(*samples: tuple[str, Sequence[str], str]) -> Dataset:
+    """Return samples of (question, options, right option), a picture each, in turns."""
+    made = [
+        Sample(
+            id=f"s{place}",
+            image_ids=(str(place % 4),),
+            fields={"question": question},
+            options=tuple(options),
+            reference=right,
+        )
+        for place, (question, options, right) in enumerate(samples)
+    ]
+    return Dataset(samples=tuple(made), images=Store())
+
+
+def choose(model: Fake | Majority | Oracle, task: Task, data: Dataset) -> list[str]:
+    """Return what the model chooses, as a run asks it."""
+    assert model.refuses(task) is None
+    if not isinstance(model, Fake):
+        model.study(task, data)
+    model.prepare(task)
+    encoded = model.encode([model.preprocess(image) for image in tiny.pictures()])
+    prompts = [
+        Prompt(
+            sample_id=sample.id,
+            text=task.template.replace("{question}", str(sample.fields["question"])),
+            rows=(int(sample.image_ids[0]),),
+        )
+        for sample in data.samples
+    ]
+    return Chooser(model).choose(encoded, prompts, [sample.options for sample in data.samples], match=task.matches)
+
+
+@pytest.mark.parametrize("template", ["{question}", "{question} {option}.\nthis is a {option}", "a {option}"])
+def test_bounds_of_a_choice_among_the_same_options(template: str) -> None:
+    right = ["dog", "cat", "bird", "cat", "dog", "cat", "bird", "cat"]  # two questions on each picture
+    rows = [(f"is it {place // 4}?", ["bird", "cat", "dog"], answer) for place, answer in enumerate(right)]
+    data = asked(*(rows[:4] if template == "a {option}" else rows))
+    expected = [sample.reference for sample in data.samples]
+    assert choose(Oracle(), choosing(template), data) == expected
+    assert choose(Majority(), choosing(template), data) == ["cat"] * len(expected)
+
+
+@pytest.mark.parametrize("template", ["{question}", "{question} {option}"])
+def test_majority_takes_a_place_where_options_are_each_samples_own(template: str) -> None:
+    """The right texts occur once each, so that a count of texts would know every answer."""
+    rows = [(f"question {number}", [f"{letter}{number}" for letter in LETTERS], "") for number in range(8)]
+    rows = [
+        (question, options, options[(2, 2, 1, 2, 0, 3, 2, 1)[row]]) for row, (question, options, _) in enumerate(rows)
+    ]
+    data = asked(*rows)
+    taken = choose(Majority(), choosing(template), data)
+    # "A4" sorts first of the outputs that occur once; elsewhere the third option is right most often.
+    assert taken == ["C0", "C1", "C2", "C3", "A4", "C5", "C6", "C7"]
+    assert choose(Oracle(), choosing(template), data) == [right for _, _, right in rows]
+
+
+def test_majority_of_mixed_questions() -> None:
+    data = asked(
+        ("a", ("yes", "no"), "no"),
+        ("b", ("no", "yes"), "no"),
+        ("c", ("red", "blue", "green"), "green"),
+        ("d", ("yes", "no"), "yes"),
+        ("e", ("one", "two"), "one"),
+        ("f", ("1", "2", "3"), "3"),
+    )
+    # The third place is the most frequent among the others; where there is none, the first is taken.
+    assert choose(Majority(), choosing(), data) == ["no", "no", "green", "no", "one", "3"]
+
+
+def test_a_perfect_output_that_is_no_option_is_the_tasks_mistake() -> None:
+    data = asked(("a", ("yes", "no"), "A"))
+    for model in (Oracle(), Majority()):
+        with pytest.raises(ConfigError, match="perfect output 'A' of sample s0 is none of its 2 options"):
+            model.study(choosing(), data)
+
+
+def test_texts_that_a_filter_rewords_are_refused() -> None:
+    task = dataclasses.replace(choosing("{question} {option}"), question_filter="blip")
+    for model in (Oracle(), Majority()):
+        assert "question_filter=none" in str(model.refuses(task))
+        assert model.refuses(dataclasses.replace(choosing(), question_filter="blip")) is None
+
+
+def test_decoding_has_nothing_to_act_on_in_a_choice() -> None:
+    task = dataclasses.replace(choosing(), decoding=Decoding(num_beams=5))
+    for model in (Fake(), Oracle(), Majority()):
+        assert "decoding.num_beams=5 has nothing to act on" in str(model.refuses(task))
+
+
+def test_fake_chooses_by_prompt_pixels_and_option() -> None:
+    rows = [(f"question {number}", LETTERS, "A") for number in range(40)]
+    chosen = choose(Fake(), choosing(), asked(*rows))
+    assert set(chosen) == set(LETTERS)
+    assert choose(Fake(), choosing(), asked(*rows)) == chosen
+    assert choose(Fake(), choosing(), asked(*((question, LETTERS[::-1], "A") for question, _, _ in rows))) == chosen
+    assert choose(Fake(seed=1), choosing(), asked(*rows)) != chosen
+    assert set(choose(Fake(), choosing("{question} {option}"), asked(*rows))) > {"A"}
+    with pytest.raises(RuntimeError, match="question 7"):
+        choose(Fake(fail_on=["question 7"]), choosing(), asked(*rows))
