@@ -22,7 +22,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tests.support import answers, caption_files, lines, only_run, run_evalkit, start, vqa_files
+from tests.support import answers, caption_files, found, lines, odd, only_run, start, undisturbed, vqa_files
 
 _GEOMETRIES = (1, 2, 3, 5)
 _SUPERVISORS = 0.3
@@ -67,9 +67,7 @@ def chaos(folder: Path, *, kills: int, seed: int, images: int = 40, batch_s: flo
     for task in ("vqav2", "retrieval"):
         home = folder / f"quiet-{task}"
         home.mkdir()
-        ran = run_evalkit(*_words(files, task, 1, 0.0), cwd=home, timeout=600)
-        assert ran.code == 0, ran.err
-        quiet[task] = _found(home)
+        quiet[task] = undisturbed(odd(files, task), home)
     while report.kills < kills:
         task = ("vqav2", "retrieval")[report.rounds % 2]
         home = folder / f"round-{report.rounds}"
@@ -78,25 +76,18 @@ def chaos(folder: Path, *, kills: int, seed: int, images: int = 40, batch_s: flo
             devices = chance.choice(_GEOMETRIES)
             report.starts += 1
             report.starts_on[devices] += 1
-            process = start(*_words(files, task, devices, batch_s), cwd=home)
+            words = (f"model.batch_s={batch_s}", f"devices={devices}", "engine.max_restarts=1000000")
+            process = start(*odd(files, task, *words), cwd=home)
             if _disturb(process, home, report, chance, kills):
                 break
             if _tear(home, chance):
                 report.torn += 1
-        assert _found(home) == quiet[task], f"round {report.rounds} ({task}) differs from the quiet run"
+        assert found(home) == quiet[task], f"round {report.rounds} ({task}) differs from the quiet run"
         report.rounds += 1
         report.lines += len(lines(only_run(home)))
         report.samples += len(answers(only_run(home)))
     report.seconds = time.monotonic() - begun
     return report
-
-
-def _words(files: Path, task: str, devices: int, batch_s: float) -> list[str]:
-    return [
-        "model=custom", "model._target_=tests.odd_models.Odd", "model.name=odd", f"model.batch_s={batch_s}",
-        f"task={task}", f"devices={devices}", "engine.image_batch=2", "engine.prompt_batch=3",
-        "engine.max_restarts=1000000", "data=files", f"data.root={files}", "data.check=false",
-    ]  # fmt: skip
 
 
 def _disturb(process: subprocess.Popen[str], home: Path, report: Report, chance: random.Random, kills: int) -> bool:
@@ -187,11 +178,6 @@ def _tear(home: Path, chance: random.Random) -> bool:
     last = data.rfind(b"\n", 0, len(data) - 1) + 1
     os.truncate(path, chance.randrange(last, len(data)))
     return True
-
-
-def _found(home: Path) -> tuple[object, bytes]:
-    run = only_run(home)
-    return answers(run), (run / "scores.json").read_bytes()
 
 
 def main() -> None:

@@ -29,8 +29,11 @@ class Odd(Fake):
         bug_on: a sample at which it returns too few outputs.
         gone_on: a sample at which the model is gone, a user error; "prepare" for while it loads.
         once: do so only the first time.
+        room: so many prompts fit into its memory together; 0: any number.
         seed: another number is another model.
     """
+
+    capabilities = Fake.capabilities | {"loglikelihood"}
 
     def __init__(
         self,
@@ -44,9 +47,11 @@ class Odd(Fake):
         bug_on: Any = "",
         gone_on: Any = "",
         once: bool = True,
+        room: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
+        self._room = room
         self._folder = Path(folder) if folder else None
         self._load_s, self._batch_s = load_s, batch_s
         self._on = {"sleep": sleep_on, "kill": kill_on, "stop": stop_on, "bug": bug_on, "gone": gone_on}
@@ -68,6 +73,24 @@ class Odd(Fake):
             raise ZeroDivisionError("a bug in prepare")
 
     def generate(self, encoded: Encoded, prompts: Sequence[Prompt], decoding: Decoding) -> list[str]:
+        self._act(prompts)
+        batch = self._batch(encoded) + "".join(prompt.text for prompt in prompts)
+        outputs = [("yes", "2", "red")[self._hash(batch, prompt.sample_id) % 3] for prompt in prompts]
+        return outputs[1:] if self._now("bug", {prompt.sample_id for prompt in prompts}) else outputs
+
+    def loglikelihood(
+        self, encoded: Encoded, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        self._act(prompts)
+        batch = self._batch(encoded) + "".join(prompt.text for prompt in prompts)
+        return [
+            [-(self._hash(batch, prompt.sample_id, option) % 10**6) / 10**6 for option in each]
+            for prompt, each in zip(prompts, options, strict=True)
+        ]
+
+    def _act(self, prompts: Sequence[Prompt]) -> None:
+        if 0 < self._room < len(prompts):
+            raise MemoryError("no room for the odd model")
         time.sleep(self._batch_s)
         ids = {prompt.sample_id for prompt in prompts}
         if self._now("sleep", ids):
@@ -78,9 +101,6 @@ class Odd(Fake):
             os.kill(os.getpid(), signal.SIGSTOP)
         if self._now("gone", ids):
             raise ModelError("the odd model is gone; start it again")
-        batch = self._batch(encoded) + "".join(prompt.text for prompt in prompts)
-        outputs = [("yes", "2", "red")[self._hash(batch, prompt.sample_id) % 3] for prompt in prompts]
-        return outputs[1:] if self._now("bug", ids) else outputs
 
     def itc_images(self, encoded: Encoded) -> Json:
         batch = self._batch(encoded)

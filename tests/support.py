@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+CHOICE = f"{ROOT}/tests/choice_task.py"
+"""A `choose` task over the files of `vqa_files`; its family is "choice"."""
 
 
 def shared(name: str) -> Path:
@@ -142,3 +146,47 @@ def scores(run: Path) -> dict[str, Any]:
     """Return scores.json of a run."""
     found: dict[str, Any] = json.loads((run / "scores.json").read_text())
     return found
+
+
+PATIENCE = 240.0
+"""Seconds within which something must have happened, on a machine that others use too."""
+
+
+def until(what: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    """Wait until something is true, and return it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := what():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"did not happen within {seconds} s")
+
+
+def finish(process: subprocess.Popen[str]) -> Ran:
+    """Wait for the end of a command that `start` has begun."""
+    try:
+        out, err = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    return Ran(process.returncode, out, err)
+
+
+def odd(files: Path, task: str = "vqav2", *more: str) -> list[str]:
+    """Return the words that run `tests.odd_models.Odd`, whose answers depend on all that stands in a batch."""
+    return [
+        "model=custom", "model._target_=tests.odd_models.Odd", "model.name=odd", f"task={task}",
+        "engine.image_batch=2", "engine.prompt_batch=3", "data=files", f"data.root={files}", "data.check=false", *more,
+    ]  # fmt: skip
+
+
+def found(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """Return what the one run of a folder came to: its answers, and the bytes of its scores."""
+    run = only_run(folder)
+    return answers(run), (run / "scores.json").read_bytes()
+
+
+def undisturbed(words: list[str], folder: Path) -> tuple[dict[str, Any], bytes]:
+    """Return what one process that nobody disturbs gives."""
+    ran = run_evalkit(*words, cwd=folder)
+    assert ran.code == 0, ran.err
+    return found(folder)

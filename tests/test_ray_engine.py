@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import builtins
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import Ran, answers, caption_files, only_run, run_evalkit, start, vqa_files
+from tests.support import PATIENCE, Ran, answers, caption_files, only_run, run_evalkit, start, until, vqa_files
 
-PATIENCE = 240.0
 LINE = (
     "engine=ray", "model=custom", "model._target_=tests.odd_models.Odd", "model.name=odd",
     "engine.image_batch=2", "engine.prompt_batch=3", "data=files", "data.root=files", "data.check=false",
@@ -67,15 +65,6 @@ def cluster() -> Iterator[Any]:
         nodes.shutdown()
 
 
-def _until(what: Callable[[], Any]) -> Any:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if value := what():
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"did not happen within {PATIENCE} s")
-
-
 @pytest.mark.slow
 def test_a_node_lost_in_the_middle_costs_only_its_share(tmp_path: Path, cluster: Any) -> None:
     caption_files(vqa_files(tmp_path / "files", images=40, questions=4), images=40)
@@ -94,7 +83,7 @@ def test_a_node_lost_in_the_middle_costs_only_its_share(tmp_path: Path, cluster:
     process = start(*LINE, "task=vqav2", f"model.folder={traces}", "model.batch_s=0.3", cwd=tmp_path, **where)
     try:
         logs = "results/runs/vqav2/*/*/predictions/*.jsonl"
-        _until(lambda: sum(path.stat().st_size > 0 for path in tmp_path.glob(logs)) >= 3)  # all three work
+        until(lambda: sum(path.stat().st_size > 0 for path in tmp_path.glob(logs)) >= 3)  # all three work
         before = {path.stem for path in traces.glob("*.pid")}
         cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
         out, err = process.communicate(timeout=PATIENCE)

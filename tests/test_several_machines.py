@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,24 @@ import pytest
 
 from evalkit.crew import Place
 from evalkit.errors import ConfigError
-from tests.support import Ran, answers, caption_files, environment, only_run, run_evalkit, start, vqa_files
+from tests.support import (
+    PATIENCE,
+    answers,
+    caption_files,
+    environment,
+    finish,
+    found,
+    odd,
+    only_run,
+    run_evalkit,
+    start,
+    undisturbed,
+    until,
+    vqa_files,
+)
 
-PATIENCE = 240.0
 IMAGES, QUESTIONS = 40, 4
 HEARTBEAT = "engine.heartbeat_s=15"
-
-
-def line(files: Path, task: str = "vqav2", *more: str) -> list[str]:
-    return [
-        "model=custom", "model._target_=tests.odd_models.Odd", "model.name=odd", f"task={task}",
-        "engine.image_batch=2", "engine.prompt_batch=3", "data=files", f"data.root={files}", "data.check=false", *more,
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,45 +49,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def quiet(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """What one process on one machine gives: its answers, and the bytes of its scores."""
-    known: dict[str, Any] = {}
-
-    def result(task: str) -> Any:
-        if task not in known:
-            folder = tmp_path_factory.mktemp("quiet")
-            ran = run_evalkit(*line(files, task), cwd=folder)
-            assert ran.code == 0, ran.err
-            known[task] = found(folder)
-        return known[task]
-
-    return result
-
-
-def found(folder: Path) -> Any:
-    run = only_run(folder)
-    return answers(run), (run / "scores.json").read_bytes()
-
-
-def until(what: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := what():
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"did not happen within {seconds} s")
+    """What one process on one machine gives for a task."""
+    return cache(lambda task: undisturbed(odd(files, task), tmp_path_factory.mktemp("quiet")))
 
 
 def writers(folder: Path) -> int:
     """Logs with something in them."""
     return sum(path.stat().st_size > 0 for path in folder.glob("results/runs/*/*/*/predictions/*.jsonl"))
-
-
-def finish(process: subprocess.Popen[str]) -> Ran:
-    try:
-        out, err = process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-    return Ran(process.returncode, out, err)
 
 
 # -- what a launcher says
@@ -120,7 +95,7 @@ def test_a_place_that_cannot_be_is_named(rank: str, size: str) -> None:
 @pytest.mark.parametrize("task", ["vqav2", "retrieval"])
 def test_two_machines_share_the_work(files: Path, quiet: Any, tmp_path: Path, task: str) -> None:
     both = [
-        start(*line(files, task, "model.batch_s=0.02"), cwd=tmp_path, RANK=str(rank), WORLD_SIZE="2")
+        start(*odd(files, task, "model.batch_s=0.02"), cwd=tmp_path, RANK=str(rank), WORLD_SIZE="2")
         for rank in range(2)
     ]
     for process in both:
@@ -137,7 +112,7 @@ def test_two_machines_share_the_work(files: Path, quiet: Any, tmp_path: Path, ta
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_machine_leaves_its_share_missing(files: Path, quiet: Any, tmp_path: Path, task: str, lost: int) -> None:
     both = [
-        start(*line(files, task, "model.batch_s=0.1", HEARTBEAT), cwd=tmp_path, RANK=str(rank), WORLD_SIZE="2")
+        start(*odd(files, task, "model.batch_s=0.1", HEARTBEAT), cwd=tmp_path, RANK=str(rank), WORLD_SIZE="2")
         for rank in range(2)
     ]
     until(lambda: writers(tmp_path) == 2 or (task == "retrieval" and list(tmp_path.glob("results/runs/*/*/*/itc"))))
@@ -155,15 +130,15 @@ def test_a_lost_machine_leaves_its_share_missing(files: Path, quiet: Any, tmp_pa
         assert f"{len(quiet(task)[0]) - len(kept)} " in ran.err  # process 0 says how many are missing
         assert "missing" in ran.err
     assert not (run / "scores.json").exists()
-    again = run_evalkit(*line(files, task, "devices=2"), cwd=tmp_path)
+    again = run_evalkit(*odd(files, task, "devices=2"), cwd=tmp_path)
     assert again.code == 0, again.err
     assert found(tmp_path) == quiet(task)
 
 
 def test_a_later_start_may_have_any_number_of_machines(files: Path, quiet: Any, tmp_path: Path) -> None:
-    one_of_three = run_evalkit(*line(files, "vqav2", "engine.heartbeat_s=2"), cwd=tmp_path, RANK="0", WORLD_SIZE="3")
+    one_of_three = run_evalkit(*odd(files, "vqav2", "engine.heartbeat_s=2"), cwd=tmp_path, RANK="0", WORLD_SIZE="3")
     assert one_of_three.code == 3, one_of_three.err
-    both = [start(*line(files), cwd=tmp_path, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+    both = [start(*odd(files), cwd=tmp_path, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
     for process in both:
         ran = finish(process)
         assert ran.code == 0, ran.err
@@ -240,7 +215,7 @@ def torchrun(hosts: list[Host], number: int, *words: str, cwd: Path) -> subproce
 
 @pytest.mark.slow
 def test_torchrun_across_two_hosts(files: Path, quiet: Any, tmp_path: Path, hosts: list[Host]) -> None:
-    both = [torchrun(hosts, number, *line(files, "vqav2", HEARTBEAT), cwd=tmp_path) for number in range(2)]
+    both = [torchrun(hosts, number, *odd(files, "vqav2", HEARTBEAT), cwd=tmp_path) for number in range(2)]
     for process in both:
         ran = finish(process)
         assert ran.code == 0, ran.out
@@ -250,7 +225,7 @@ def test_torchrun_across_two_hosts(files: Path, quiet: Any, tmp_path: Path, host
 
 @pytest.mark.slow
 def test_a_host_that_is_cut_off(files: Path, quiet: Any, tmp_path: Path, hosts: list[Host]) -> None:
-    words = line(files, "vqav2", "model.batch_s=0.5", HEARTBEAT)
+    words = odd(files, "vqav2", "model.batch_s=0.5", HEARTBEAT)
     both = [torchrun(hosts, number, *words, cwd=tmp_path) for number in range(2)]
     until(lambda: writers(tmp_path) == 2)
     hosts[1].unplug()
@@ -267,6 +242,6 @@ def test_a_host_that_is_cut_off(files: Path, quiet: Any, tmp_path: Path, hosts: 
     kept = answers(run)
     assert IMAGES * QUESTIONS / 3 <= len(kept) < IMAGES * QUESTIONS
     assert not (run / "scores.json").exists()
-    again = run_evalkit(*line(files), cwd=tmp_path)
+    again = run_evalkit(*odd(files), cwd=tmp_path)
     assert again.code == 0, again.err
     assert found(tmp_path) == quiet("vqav2")
