@@ -13,6 +13,7 @@ import ctypes
 import functools
 import importlib.util
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -55,16 +56,14 @@ def extractor(name: str) -> Callable[[str, Sample], Json]:
     """Return the function of this name, or of several names joined by "+".
 
     Raises:
-        ConfigError: A name is not known, or a step that does not give text is not the last.
+        ConfigError: A name is not known, a step that does not give text is not the last, or the numbers of
+            `box_resized` are missing.
     """
     steps = [step.strip() for step in name.split("+")]
-    for step in steps:
-        if step not in _STEPS:
-            raise ConfigError(unknown("extraction", step, _STEPS, 'several may be joined by "+"'))
+    functions = [_function(step) for step in steps]
     for step, after in itertools.pairwise(steps):
         if step not in _TEXT:
             raise ConfigError(f'extract={name}: {step} gives no text, so nothing can follow it, but "{after}" does')
-    functions = [_STEPS[step] for step in steps]
 
     def apply(output: str, sample: Sample) -> Json:
         answer: Json = output
@@ -227,7 +226,7 @@ def box_1000(output: str, sample: Sample) -> Box | None:
 
 
 def box_0_1(output: str, sample: Sample) -> Box | None:
-    """The first four numbers in brackets, as fractions of the image (LLaVA, Shikra), in pixels.
+    """The first four numbers in brackets, as fractions of the image (Shikra), in pixels.
 
     >>> box_0_1("[0.1, 0.2, 0.5, 1.0]", Sample(id="1", image_ids=("7",), fields={"width": 100, "height": 10}))
     (10.0, 2.0, 50.0, 10.0)
@@ -236,8 +235,51 @@ def box_0_1(output: str, sample: Sample) -> Box | None:
 
 
 def box_pixels(output: str, sample: Sample) -> Box | None:
-    """The first four numbers in brackets, in pixels of the image (Qwen2.5-VL's bbox_2d)."""
+    """The first four numbers in brackets, in pixels of the image."""
     return _four_numbers(output)
+
+
+def box_square(output: str, sample: Sample) -> Box | None:
+    """The first four numbers in brackets, as fractions of the image in the middle of a square (LLaVA-1.5), in pixels.
+
+    The square has the longer side of the image; LLaVA-1.5 was trained on boxes of the padded image.
+
+    >>> box_square("[0.25, 0.5, 0.75, 1.0]", Sample(id="1", image_ids=("7",), fields={"width": 50, "height": 100}))
+    (0.0, 50.0, 50.0, 100.0)
+    """
+    found = _four_numbers(output)
+    if found is None:
+        return None
+    width, height = _size(sample)
+    side = max(width, height)
+    left, top = (side - width) // 2, (side - height) // 2
+    x1, y1, x2, y2 = (value * side for value in found)
+    return x1 - left, y1 - top, x2 - left, y2 - top
+
+
+def box_resized(output: str, sample: Sample, factor: int, least: int, most: int) -> Box | None:
+    """The first four numbers in brackets, in pixels of the image as Qwen2.5-VL's processor resizes it, in its own.
+
+    Its name carries that processor's three numbers, such as `box_resized:28:3136:12845056`.
+
+    Args:
+        output: The raw text.
+        sample: The question; its fields say the size of the image.
+        factor: Both sides become multiples of this (patch size x merged patches).
+        least: Fewest pixels after resizing.
+        most: Most pixels after resizing.
+
+    >>> sample = Sample(id="1", image_ids=("7",), fields={"width": 640, "height": 427})
+    >>> box_resized('{"bbox_2d": [0, 210, 644, 420]}', sample, 28, 3136, 12845056)
+    (0.0, 213.5, 640.0, 427.0)
+    """
+    found = _four_numbers(output)
+    if found is None:
+        return None
+    width, height = _size(sample)
+    seen_width, seen_height = _resized(width, height, factor, least, most)
+    x1, y1, x2, y2 = found
+    return x1 / seen_width * width, y1 / seen_height * height, x2 / seen_width * width, y2 / seen_height * height
 
 
 _OPTIONS = frozenset({"A", "B", "C", "D", "E"})
@@ -249,9 +291,12 @@ _TEXT: Mapping[str, Callable[[str, Sample], str]] = {
         openflamingo_vqa, openflamingo_caption, lemmatize,
     )
 }  # fmt: skip
-_STEPS: Mapping[str, Callable[[str, Sample], Json]] = {
+_STEPS: Mapping[str, Callable[..., Json]] = {
     **_TEXT,
-    **{f.__name__: f for f in (option_letter, yes_no, box_999, box_1000, box_0_1, box_pixels)},
+    **{
+        f.__name__: f
+        for f in (option_letter, yes_no, box_999, box_1000, box_0_1, box_pixels, box_square, box_resized)
+    },
 }
 
 _NUMBER = r"([-+]?(?:[0-9]{1,9}(?:\.[0-9]{0,18})?|\.[0-9]{1,18}))"
@@ -261,6 +306,34 @@ _NEW_PAIR = r"\s{0,3}[)\]}]\s{0,3}[,;]?\s{0,3}[(\[{]\s{0,3}"
 _FOUR = re.compile(
     rf"[(\[{{]\s{{0,3}}{_NUMBER}{_COMMA}{_NUMBER}(?:{_COMMA}|{_NEW_PAIR}){_NUMBER}{_COMMA}{_NUMBER}\s{{0,3}}[)\]}}]"
 )
+
+
+def _function(step: str) -> Callable[[str, Sample], Json]:
+    """Return the function of one step, with the numbers that stand in its name."""
+    name, colon, numbers = step.partition(":")
+    if name not in _STEPS or (colon and name != box_resized.__name__):
+        raise ConfigError(unknown("extraction", step, _STEPS, 'several may be joined by "+"'))
+    if name != box_resized.__name__:
+        return _STEPS[name]
+    found = re.fullmatch(r"([1-9][0-9]{0,8}):([1-9][0-9]{0,8}):([1-9][0-9]{0,8})", numbers)
+    if found is None or int(found[2]) > int(found[3]):
+        raise ConfigError(
+            f"extract={step}: box_resized needs the three numbers by which images are resized, as in "
+            "box_resized:28:3136:12845056 (sides are multiples of 28; 3136 to 12845056 pixels)"
+        )
+    return functools.partial(box_resized, factor=int(found[1]), least=int(found[2]), most=int(found[3]))
+
+
+def _resized(width: float, height: float, factor: int, least: int, most: int) -> tuple[int, int]:
+    """Return the size that Qwen's image processors give an image (`smart_resize` in transformers' qwen2_vl)."""
+    wide, high = round(width / factor) * factor, round(height / factor) * factor
+    if wide * high > most:
+        scale = math.sqrt(width * height / most)
+        wide, high = (max(1, math.floor(side / scale / factor)) * factor for side in (width, height))
+    elif wide * high < least:
+        scale = math.sqrt(least / (width * height))
+        wide, high = (math.ceil(side * scale / factor) * factor for side in (width, height))
+    return wide, high
 
 
 def _qwen_corners(output: str) -> tuple[float, float, float, float] | None:
@@ -301,12 +374,15 @@ def _scaled(output: str, sample: Sample, grid: float) -> Box | None:
 
 def _size(sample: Sample) -> tuple[float, float]:
     try:
-        return float(sample.fields["width"]), float(sample.fields["height"])
+        width, height = float(sample.fields["width"]), float(sample.fields["height"])
     except KeyError as error:
         raise ConfigError(
             f"sample {sample.id} does not say the {error.args[0]} of its image, so a box cannot be turned into pixels; "
             "choose another extract= for this task"
         ) from error
+    if not (width > 0 and height > 0):
+        raise ConfigError(f"sample {sample.id} says that its image has {width:g} x {height:g} pixels; mend the data")
+    return width, height
 
 
 def _f32(value: float) -> float:

@@ -212,6 +212,8 @@ def _box(answer: Any, task: Task, sample: Sample, where: str) -> str:
     if not isinstance(answer, list) or len(answer) != 4 or not all(_is_number(value) for value in answer):
         raise ResultsError(f"{where}: a box should be [x1, y1, x2, y2] in pixels, or null, but is {answer!r}")
     grid = _GRIDS.get(task.extract)
+    if grid is None and task.extract != "box_pixels":
+        raise ResultsError(f"{where}: boxes of a result file are pixels, which extract={task.extract} does not read")
     if grid is not None:
         width, height = float(sample.fields["width"]), float(sample.fields["height"])
         answer = [value * grid / side for value, side in zip(answer, (width, height) * 2, strict=True)]

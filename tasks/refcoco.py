@@ -3,10 +3,9 @@
 Yu et al., "Modeling Context in Referring Expressions" (ECCV 2016), and Mao et al. (CVPR 2016); RefCOCO and RefCOCO+
 with the UNC splits (testA: people, testB: other objects), RefCOCOg with the UMD splits. One sample is one expression.
 Metric: the share of boxes with IoU of at least 0.5. Official boxes are [x, y, width, height]; here they become (x1,
-y1, x2, y2), in pixels of the original image; the default extraction reads fractions of the image, as LLaVA and Shikra
-write them (`extract=box_999`, `box_1000`, `box_pixels` for others). On the hub, val of lmms-lab/RefCOCO and RefCOCOg
-has other splits mixed in (8,811 and 7,573 objects, not 3,811 and 2,573): its count is refused, use the official
-files.
+y1, x2, y2), in pixels of the original image; the default extraction reads fractions of the image, as Shikra writes
+them; a model that grounds declares its own. On the hub, val of lmms-lab/RefCOCO and RefCOCOg has other splits mixed in
+(8,811 and 7,573 objects, not 3,811 and 2,573): its count is refused, use the official files.
 """
 
 from __future__ import annotations
@@ -190,7 +189,8 @@ TASKS = tuple(
             "question": "{expression}",
             "chat": "Please provide the bounding box coordinate of the region this sentence describes: {expression}",
         },
-        decoding=Decoding(max_new_tokens=28),
+        # A chat model may say the expression, or JSON, before its box; Qwen-VL's 28 are in its own file.
+        decoding=Decoding(max_new_tokens=128),
         extract="box_0_1",
         slots=(
             Slot(name="refs", default=f"{each.folder}/refs({each.refs}).p", summary="official pickle of expressions"),

@@ -18,6 +18,10 @@ from tests.strategies import any_text
 SAMPLE = Sample(id="1", image_ids=("7",), fields={"width": 640, "height": 480}, reference={"box": [1, 2, 3, 4]})
 
 
+RESIZED = "box_resized:28:3136:12845056"
+"""Qwen2.5-VL: 640 x 480 pixels become 644 x 476."""
+
+
 @pytest.mark.parametrize(
     ("name", "output", "answer"),
     [
@@ -60,6 +64,12 @@ SAMPLE = Sample(id="1", image_ids=("7",), fields={"width": 640, "height": 480}, 
         ("box_0_1", "It is at [0.5, 0.25, 1, 0.5].", (320.0, 120.0, 640.0, 240.0)),
         ("box_0_1", "0.5, 0.25, 1, 0.5", None),
         ("box_pixels", '{"bbox_2d": [10, 20.5, 30, -4], "label": "dog"}', (10.0, 20.5, 30.0, -4.0)),
+        ("box_square", "[0.0, 0.125, 1.0, 0.875]", (0.0, 0.0, 640.0, 480.0)),
+        ("box_square", "0.0, 0.125, 1.0, 0.875", None),
+        (RESIZED, '```json\n[{"bbox_2d": [0, 0, 644, 476], "label": "a (red) dog"}]\n```', (0.0, 0.0, 640.0, 480.0)),
+        (RESIZED, '{"bbox_2d": [1, 2, 3], "label": "dog"}', None),
+        ("box_resized:28:3136:200704", "[0, 0, 504, 364]", (0.0, 0.0, 640.0, 480.0)),
+        ("box_resized:28:1000000:2000000", "[0, 0, 1176, 868]", (0.0, 0.0, 640.0, 480.0)),
         ("box_pixels", "[1, 2, 3]", None),
         ("box_pixels", "[1, 2, 3, 4, 5]", None),
         ("box_pixels", "[1, 2, 3, 4", None),
@@ -71,7 +81,7 @@ def test_rules(name: str, output: str, answer: object) -> None:
 
 def test_boxes_do_not_look_at_the_truth() -> None:
     other = Sample(id="1", image_ids=("7",), fields=SAMPLE.fields, reference={"box": [9, 9, 99, 99]})
-    for name in ("box_999", "box_1000", "box_0_1", "box_pixels"):
+    for name in ("box_999", "box_1000", "box_0_1", "box_pixels", "box_square", RESIZED):
         assert extract(name, "(1,2),(3,4)", SAMPLE) == extract(name, "(1,2),(3,4)", other)
 
 
@@ -80,6 +90,20 @@ def test_unknown_names_are_refused() -> None:
         extract("lower+strp", "x", SAMPLE)
     with pytest.raises(ConfigError, match="no extraction ''"):
         extractor("strip+")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["box_resized", "box_resized:", "box_resized:28", "box_resized:28:9:4", "box_resized:0:1:2", "box_resized:a"],
+)
+def test_a_resized_box_says_how_it_was_resized(name: str) -> None:
+    with pytest.raises(ConfigError, match="box_resized needs the three numbers"):
+        extractor(name)
+
+
+def test_only_box_resized_takes_numbers() -> None:
+    with pytest.raises(ConfigError, match="no extraction 'box_1000:28'"):
+        extractor("box_1000:28")
 
 
 def test_nothing_follows_a_step_that_gives_no_text() -> None:
@@ -92,6 +116,9 @@ def test_a_box_needs_the_size_of_its_image() -> None:
     with pytest.raises(ConfigError, match="sample 12 does not say the height of its image"):
         extract("box_999", "(1,2),(3,4)", sample)
     assert extract("box_pixels", "(1,2),(3,4)", sample) == (1, 2, 3, 4)
+    empty = Sample(id="13", image_ids=("7",), fields={"width": 0, "height": 480})
+    with pytest.raises(ConfigError, match="sample 13 says that its image has 0 x 480 pixels"):
+        extract(RESIZED, "(1,2),(3,4)", empty)
 
 
 def test_lemmas_need_spacy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +147,7 @@ def test_every_extraction_is_described_in_a_line() -> None:
     assert all(line and len(line) < 120 and line[-1] in ".)" for line in describe().values()), describe()
 
 
-NAMES = sorted(set(describe()) - {"lemmatize"})
+NAMES = [*sorted(set(describe()) - {"lemmatize", "box_resized"}), RESIZED]
 
 
 @given(output=any_text, name=st.sampled_from(NAMES))
@@ -150,6 +177,30 @@ def test_the_linear_search_finds_what_the_pattern_finds(output: str) -> None:
     corners = official_corners(output)
     answer = extract("box_999", output, sample)
     assert answer == (None if corners is None else pytest.approx(corners, rel=1e-6))
+
+
+@given(data=st.data(), width=st.integers(1, 3000), height=st.integers(1, 3000))
+def test_a_box_comes_back_within_a_step_of_its_grid(data: st.DataObject, width: int, height: int) -> None:
+    """Written as a model writes it, rounded to its grid, and read again."""
+    sample = Sample(id="1", image_ids=("7",), fields={"width": width, "height": height})
+    box = [data.draw(st.floats(0, side)) for side in (width, height) * 2]
+    side = max(width, height)
+    left, top = (side - width) // 2, (side - height) // 2
+    written = {
+        # name: (text, step in pixels along x and y)
+        "box_1000": ("<|box_start|>({:.0f},{:.0f}),({:.0f},{:.0f})<|box_end|>", (1000, 1000), (0, 0)),
+        "box_0_1": ("[{:.2f}, {:.2f}, {:.2f}, {:.2f}]", (1, 1), (0, 0)),
+        "box_square": ("[{:.2f}, {:.2f}, {:.2f}, {:.2f}]", (width / side, height / side), (left, top)),
+    }
+    for name, (form, grid, (right, down)) in written.items():
+        scale = grid[0] / width, grid[1] / height
+        numbers = [
+            (value + shift) * factor for value, shift, factor in zip(box, (right, down) * 2, scale * 2, strict=True)
+        ]
+        step = 1 if name == "box_1000" else 0.01
+        answer = extract(name, form.format(*numbers), sample)
+        for found, value, factor in zip(answer, box, scale * 2, strict=True):
+            assert abs(found - value) <= step / factor, name
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,14 @@ def test_boxes_reach_the_metric_in_pixels_whatever_the_extraction(tmp_path: Path
     assert scores["parsed"] == pytest.approx(2 / 3)
 
 
+def test_boxes_in_pixels_are_not_read_as_something_else(tmp_path: Path, root: Path) -> None:
+    task, dataset = load("refcoco", root)
+    task = apply(task, overrides={"extract": "box_square"})
+    path = write_json(tmp_path / "boxes.json", [{"sent_id": 0, "bbox": [1, 2, 3, 4]}])
+    with pytest.raises(ResultsError, match="pixels, which extract=box_square does not read"):
+        read_predictions(path, task, dataset, allow_partial=True)
+
+
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=4, max_size=4))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 def test_boxes_in_pixels_are_exact(root: Path, tmp_path: Path, box: list[float]) -> None:

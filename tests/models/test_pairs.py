@@ -56,13 +56,20 @@ PAIRS = [
     (name, task)
     for name, spec in FILES.items()
     if name not in NOT_HERE
-    for task in spec.get("protocol") or ("vqav2", "coco_caption")
+    for task in {
+        **(spec.get("protocol") or {"vqav2": {}, "coco_caption": {}}),
+        **({"refcoco": {}} if "box_extract" in spec["model"] else {}),
+    }
     if task not in NOT_IN_THE_WORLD
 ]
 
 
 def arguments(name: str, task: str, folder: Path, out: Path) -> list[str]:
     tiny_settings = ["model.encoder_token=5"] if "encoder_token" in FILES[name]["model"] else []
+    if "box_resized" in FILES[name]["model"].get("box_extract", ""):
+        tiny_settings = ["model.box_extract=box_resized:14"]  # twice the twin's patches of 7
+    if "2048" in str(FILES[name].get("protocol", {}).get(task)):
+        tiny_settings = ["decoding.max_new_tokens=100"]  # the twin has 2048 positions
     # LAVIS lemmatises with spaCy, which is optional.
     changes = ["extract=first_line"] if "lemmatize" in str(FILES[name].get("protocol", {}).get(task)) else []
     return [
