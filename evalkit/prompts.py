@@ -40,7 +40,8 @@ def fill(task: Task, sample: Sample) -> str:
     """Return what the model is asked about a sample.
 
     Raises:
-        ConfigError: The template names a field the sample does not have, or is more than words and {fields}.
+        ConfigError: The template names a field the sample does not have, is more than words and {fields}, or compares
+            options in some of its lines only.
 
     >>> sample = Sample(id="1", image_ids=("7",), fields={"question": "What colour is it?"})
     >>> fill_template("Question: {question} Answer:", sample, question_filter="blip")
@@ -56,6 +57,7 @@ def fill_template(template: str, sample: Sample, *, question_filter: str | None 
     if sample.options:
         # Filled in option by option when the model is asked; see `choice.py`.
         values = {**values, "option": "{option}"}
+        _check_lines(template)
     names = fields_of(template)
     absent = [name for name in names if name not in values]
     if absent:
@@ -106,6 +108,16 @@ def in_short(template: str) -> str:
     """
     first, *others = template.splitlines() or [""]
     return f"{first} (and {len(others)} more, averaged)" if others and "{option}" in template else template
+
+
+@functools.lru_cache(maxsize=256)
+def _check_lines(template: str) -> None:
+    bare = [line for line in template.splitlines() if "{option}" not in line]
+    if bare and "{option}" in template:
+        raise ConfigError(
+            f"the prompt's line {bare[0]!r} has no {{option}}: where options are compared with an image, each line "
+            "is a template of its own"
+        )
 
 
 @functools.lru_cache(maxsize=256)

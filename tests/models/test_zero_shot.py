@@ -152,6 +152,24 @@ def test_several_templates_on_the_command_line_and_other_names_are_other_runs(
     assert json.loads(rescored.out)["scores"] == scores(run)["scores"]
 
 
+def test_a_line_that_names_no_option_is_refused(
+    tmp_path: Path, pictures: list[Image.Image], command: Callable[..., Ran]
+) -> None:
+    ran = command(*words("clip", tmp_path / "nowhere", "prompt=a photo of a {option}.\n\nart of the {option}."))
+    assert ran.code == 2
+    assert "line '' has no {option}" in ran.paragraph
+
+
+def test_a_language_model_takes_a_name_by_likelihood(
+    tmp_path: Path, pictures: list[Image.Image], command: Callable[..., Ran]
+) -> None:
+    ran = command(*words("blip2-opt", tiny.blip2_text(tmp_path / "twin")))
+    assert ran.code == 0, ran.err
+    run = only_run(tmp_path, "imagenet")
+    assert set(outputs(run)) <= set(CLASSES)  # `test_likelihood.py` holds the numbers
+    assert {line["prompt"] for line in lines(run)} == {"Question: What is the main object in the photo? Answer:"}
+
+
 @pytest.mark.slow
 def test_two_workers_choose_what_one_does(tmp_path: Path, pictures: list[Image.Image]) -> None:
     folder = tiny.dual(tmp_path / "twin", "clip")

@@ -116,7 +116,7 @@ def test_the_contract_of_choosing_can_fail(root: Path) -> None:
         check_task(task, _with_options(dataset, ("tench", " ", "hen")))
     with pytest.raises(AssertionError, match="'elsewhere' is none of the options"):
         check_task(dataclasses.replace(task, perfect=lambda sample: "elsewhere"), dataset)
-    with pytest.raises(AssertionError, match=r"\['a photo'\] has no \{option\}"):
+    with pytest.raises(AssertionError, match=r"'match' does not fill: .* line 'a photo' has no \{option\}"):
         check_task(dataclasses.replace(task, prompts={"match": "a {option}\na photo"}), dataset)
     with pytest.raises(AssertionError, match="has options, but the task is to generate"):
         check_task(dataclasses.replace(task, kind="generate"), dataset)
