@@ -29,6 +29,7 @@ _TEXTS = (
     "is the cat red",
     "dog",
 )
+_OPTIONS = ("yes", "the red cat", "no", "2", "how many are there", "a photo of a dog", "red")
 _TOLERANCE = 1e-4
 """The same row in another batch differs in its last bits; scores of pairs are compared up to this."""
 
@@ -65,6 +66,9 @@ def check_model(model: Model, *, image_size: int | None = None, distinct: bool =
     if "generate" in model.capabilities:
         generating = cast("GeneratingModel", model)
         findings += _Generation(generating, _task("generate", image_size), distinct).findings()
+    if "loglikelihood" in model.capabilities:
+        choosing = cast("GeneratingModel", model)
+        findings += _Likelihood(choosing, _task("choose", image_size), distinct).findings()
     if "itc" in model.capabilities:
         findings += _Matching(cast("MatchingModel", model), _task("retrieve", image_size)).findings()
     return tuple(findings)
@@ -185,14 +189,14 @@ class _Generation:
     def geometry(self, decoding: Decoding, name: str) -> Iterator[Finding]:
         """Whatever stands beside a prompt, its answer is the same."""
         together = self.ask(self.prompts, decoding)
-        encoded = self.encode(self.images)
+        encoded = _encode(self.model, self.images)
         alone = [self.model.generate(encoded, [prompt], decoding)[0] for prompt in self.prompts]
         yield self.same(f"a batch of one equals a batch of {len(together)} ({name})", together, alone)
         backwards = self.ask(self.prompts[::-1], decoding)[::-1]
         yield self.same(f"the order of the samples does not matter ({name})", together, backwards)
         singly = [
             self.model.generate(
-                self.encode([self.images[prompt.rows[0]]]), [dataclasses.replace(prompt, rows=(0,))], decoding
+                _encode(self.model, [self.images[prompt.rows[0]]]), [dataclasses.replace(prompt, rows=(0,))], decoding
             )[0]
             for prompt in self.prompts
         ]
@@ -279,7 +283,7 @@ class _Generation:
             yield Finding(check="rank_candidates is refused", passed=refusal is not None, detail=refusal or "")
             return
         candidates = ["yes", "no", "red", "a cat", "the blue dog", "2", "how many", "photo"]
-        encoded = self.encode(self.images)
+        encoded = _encode(self.model, self.images)
         for keep in (3, len(candidates)):
             together = self.model.rank(encoded, self.prompts, candidates, keep)
             alone = [self.model.rank(encoded, [prompt], candidates, keep)[0] for prompt in self.prompts]
@@ -294,8 +298,8 @@ class _Generation:
         for name, (odd, plain) in odd_images().items():
             prompts = [Prompt(sample_id="odd", text=_TEXTS[0], rows=(0,))]
             try:
-                found = self.model.generate(self.encode([odd]), prompts, Decoding())
-                expected = self.model.generate(self.encode([plain]), prompts, Decoding())
+                found = self.model.generate(_encode(self.model, [odd]), prompts, Decoding())
+                expected = self.model.generate(_encode(self.model, [plain]), prompts, Decoding())
             except (ImageError, SampleError) as error:
                 yield Finding(check=f"image: {name}", passed=None, detail=f"refused: {error}")
                 continue
@@ -329,11 +333,93 @@ class _Generation:
         detail = f"{len(pairs)} of {len(expected)} differ, such as {pairs[0]!r}" if pairs else ""
         return Finding(check=check, passed=not pairs, detail=detail)
 
-    def encode(self, images: Sequence[Image]) -> Any:
-        return self.model.encode([self.model.preprocess(image) for image in images])
-
     def ask(self, prompts: Sequence[Prompt], decoding: Decoding | None = None) -> list[str]:
-        return self.model.generate(self.encode(self.images), prompts, decoding or Decoding())
+        return self.model.generate(_encode(self.model, self.images), prompts, decoding or Decoding())
+
+
+class _Likelihood:
+    """The checks of options and how likely each is.
+
+    That greedy search writes the likeliest option is none of them: of several tokens it finds the first likeliest, not
+    the likeliest whole, and an encoder-decoder's options end where its output may go on.
+    """
+
+    def __init__(self, model: GeneratingModel, task: Task, distinct: bool) -> None:
+        self.model, self.task, self.distinct = model, task, distinct
+        self.images = sample_images()
+        self.prompts = sample_prompts()
+
+    def findings(self) -> Iterator[Finding]:
+        import numpy as np
+
+        refusal = self.model.refuses(self.task)
+        yield Finding(check="a choice by likelihood is not refused", passed=refusal is None, detail=refusal or "")
+        if refusal is not None:
+            return
+        self.model.prepare(self.task)
+        encoded = _encode(self.model, self.images)
+        together = self.ask(encoded, self.prompts)
+        fits = together.shape == (len(self.prompts), len(_OPTIONS))
+        yield Finding(check="options have a number each", passed=fits, detail=f"an array {together.shape}")
+        if not fits:
+            return
+        number = bool(np.isfinite(together).all()) and bool((together <= 0).all())
+        yield Finding(
+            check="numbers are logarithms of probabilities", passed=number, detail=f"at most {together.max():.3g}"
+        )
+        different = len(np.unique(together.round(3)))
+        yield Finding(
+            check="nine likelihoods in ten are distinct",
+            passed=different >= 0.9 * together.size if self.distinct else None,
+            detail=f"{different} of {together.size}",
+        )
+        yield _close("likelihoods twice", together, self.ask(encoded, self.prompts))
+        alone = np.concatenate([self.ask(encoded, [prompt]) for prompt in self.prompts])
+        yield _close("likelihoods: a batch of one equals a batch of many", together, alone)
+        backwards = self.ask(encoded, self.prompts[::-1])[::-1]
+        yield _close("likelihoods: the order of the samples does not matter", together, backwards)
+        singly = np.concatenate(
+            [
+                self.ask(_encode(self.model, [self.images[row]]), [dataclasses.replace(prompt, rows=(0,))])
+                for prompt in self.prompts
+                for row in prompt.rows
+            ]
+        )
+        yield _close("likelihoods: shared encoding equals encoding per question", together, singly)
+        selected = encoded.select([prompt.rows[0] for prompt in self.prompts])
+        moved = [dataclasses.replace(prompt, rows=(place,)) for place, prompt in enumerate(self.prompts)]
+        yield _close("likelihoods: `select` keeps rows", together, self.ask(selected, moved))
+        turned = self.ask(encoded, self.prompts, _OPTIONS[::-1])[:, ::-1]
+        yield _close("the order of the options does not matter", together, turned)
+        one_by_one = np.concatenate([self.ask(encoded, self.prompts, [option]) for option in _OPTIONS], axis=1)
+        yield _close("an option alone is as likely as beside others", together, one_by_one)
+        mixed = [_OPTIONS if place % 2 else _OPTIONS[:2] for place in range(len(self.prompts))]
+        some = self.model.loglikelihood(encoded, self.prompts, mixed)
+        expected = [number for row, each in zip(together, mixed, strict=True) for number in row[: len(each)]]
+        found = [number for row in some for number in row]
+        yield _close("prompts may have options of their own", np.array(expected), np.array(found))
+        yield from self.without_words(encoded)
+
+    def without_words(self, encoded: Any) -> Iterator[Finding]:
+        """An option of no word has a likelihood, or is refused; the prompts of no word and of 500 as well."""
+        for name, text, options in (
+            ("an option of no word", _TEXTS[0], ("yes", "")),
+            ("options of an empty prompt", "", _OPTIONS),
+            ("options of a prompt of 500 words", "what is the colour of this " * 83 + "?", _OPTIONS),
+        ):
+            try:
+                (values,) = self.model.loglikelihood(encoded, [Prompt(sample_id=name, text=text, rows=(1,))], [options])
+            except SampleError as error:
+                yield Finding(check=f"{name}: judged or refused", passed=name in str(error), detail=str(error))
+                continue
+            judged = len(values) == len(options) and all(float("-inf") < value <= 0 for value in values)
+            yield Finding(check=f"{name}: judged or refused", passed=judged, detail=f"{values}")
+
+    def ask(self, encoded: Any, prompts: Sequence[Prompt], options: Sequence[str] = _OPTIONS) -> Any:
+        """Return the numbers as float64 (prompts, options)."""
+        import numpy as np
+
+        return np.array(self.model.loglikelihood(encoded, prompts, [options] * len(prompts)))
 
 
 class _Matching:
@@ -352,7 +438,7 @@ class _Matching:
         if refusal is not None:
             return
         self.model.prepare(self.task)
-        encoded = self.encode(self.images)
+        encoded = _encode(self.model, self.images)
         images_IQD, texts_TD = self.model.itc_images(encoded), self.model.itc_texts(self.texts)
         shapes = f"images {images_IQD.shape}, texts {texts_TD.shape}"
         fits = images_IQD.ndim == 3 and texts_TD.ndim == 2 and images_IQD.shape[2] == texts_TD.shape[1]
@@ -368,17 +454,17 @@ class _Matching:
         yield Finding(
             check="similarities differ", passed=len(np.unique(similarity_IT.round(4))) >= 0.9 * similarity_IT.size
         )
-        alone_IQD = np.concatenate([self.model.itc_images(self.encode([image])) for image in self.images])
-        yield self.close("image embeddings alone equal those in a batch", images_IQD, alone_IQD)
+        alone_IQD = np.concatenate([self.model.itc_images(_encode(self.model, [image])) for image in self.images])
+        yield _close("image embeddings alone equal those in a batch", images_IQD, alone_IQD)
         alone_TD = np.concatenate([self.model.itc_texts([text]) for text in self.texts])
-        yield self.close("text embeddings alone equal those in a batch", texts_TD, alone_TD)
-        yield self.close("two calls in a row", texts_TD, self.model.itc_texts(self.texts))
-        yield self.close("`select` keeps rows", images_IQD[[2, 0, 0]], self.model.itc_images(encoded.select([2, 0, 0])))
+        yield _close("text embeddings alone equal those in a batch", texts_TD, alone_TD)
+        yield _close("two calls in a row", texts_TD, self.model.itc_texts(self.texts))
+        yield _close("`select` keeps rows", images_IQD[[2, 0, 0]], self.model.itc_images(encoded.select([2, 0, 0])))
         empty = self.model.itc_texts([""])
         yield Finding(check="an empty text has an embedding", passed=bool(np.isfinite(empty).all()))
         for name, (odd, plain) in odd_images().items():
-            expected = self.model.itc_images(self.encode([plain]))
-            yield self.close(f"image: {name}", expected, self.model.itc_images(self.encode([odd])))
+            expected = self.model.itc_images(_encode(self.model, [plain]))
+            yield _close(f"image: {name}", expected, self.model.itc_images(_encode(self.model, [odd])))
         if "itm" in self.model.capabilities:
             yield from self.pairs(encoded)
 
@@ -391,19 +477,21 @@ class _Matching:
         together = np.array(self.model.itm(encoded.select(rows), texts))
         yield Finding(check="matching scores differ", passed=len(set(together.round(4))) >= 0.9 * len(texts))
         alone = [self.model.itm(encoded.select([row]), [text])[0] for row, text in zip(rows, texts, strict=True)]
-        yield self.close("a pair alone scores as in a batch", together, np.array(alone))
+        yield _close("a pair alone scores as in a batch", together, np.array(alone))
         backwards = self.model.itm(encoded.select(rows[::-1]), texts[::-1])[::-1]
-        yield self.close("the order of the pairs does not matter", together, np.array(backwards))
+        yield _close("the order of the pairs does not matter", together, np.array(backwards))
 
-    def encode(self, images: Sequence[Image]) -> Any:
-        return self.model.encode([self.model.preprocess(image) for image in images])
 
-    @staticmethod
-    def close(check: str, expected: Any, found: Any) -> Finding:
-        import numpy as np
+def _encode(model: Model, images: Sequence[Image]) -> Any:
+    return model.encode([model.preprocess(image) for image in images])
 
-        if expected.shape != found.shape:
-            return Finding(check=check, passed=False, detail=f"shapes {expected.shape} and {found.shape}")
-        scale = max(1.0, float(np.abs(expected).max()))
-        gap = float(np.abs(expected - found).max()) / scale
-        return Finding(check=check, passed=gap <= _TOLERANCE, detail=f"largest difference {gap:.1e}")
+
+def _close(check: str, expected: Any, found: Any) -> Finding:
+    """Compare numbers up to the last bits that another batch moves."""
+    import numpy as np
+
+    if expected.shape != found.shape:
+        return Finding(check=check, passed=False, detail=f"shapes {expected.shape} and {found.shape}")
+    scale = max(1.0, float(np.abs(expected).max()))
+    gap = float(np.abs(expected - found).max()) / scale
+    return Finding(check=check, passed=gap <= _TOLERANCE, detail=f"largest difference {gap:.1e}")

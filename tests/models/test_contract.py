@@ -127,6 +127,93 @@ class Forgetful(Fake):
         return [f"{self.calls} {text}" for text in super().generate(encoded, prompts, decoding)]
 
 
+class Judge(Fake):
+    """A fake of which only the likelihoods are looked at; `numbers` spoils them."""
+
+    capabilities = frozenset({"loglikelihood"})
+
+    def loglikelihood(
+        self, encoded: Encoded, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        rows = [self.spoilt(prompt, each) for prompt, each in zip(prompts, options, strict=True)]
+        found = super().loglikelihood(encoded, prompts, [[text for text, _ in row] for row in rows])
+        return [
+            [number + plus for number, (_, plus) in zip(numbers, row, strict=True)]
+            for numbers, row in zip(found, rows, strict=True)
+        ]
+
+    def spoilt(self, prompt: Prompt, options: Sequence[str]) -> list[tuple[str, float]]:
+        """Return what is judged in place of each option, and what is added."""
+        return [(option, 0.0) for option in options]
+
+
+class Padded(Judge):
+    """Counts the padding that a longer option beside it brings."""
+
+    def spoilt(self, prompt: Prompt, options: Sequence[str]) -> list[tuple[str, float]]:
+        longest = max(map(len, options))
+        return [(option, (len(option) - longest) / 10) for option in options]
+
+
+class Placed(Judge):
+    """Prefers what stands first."""
+
+    def spoilt(self, prompt: Prompt, options: Sequence[str]) -> list[tuple[str, float]]:
+        return [(option, -place / 1000) for place, option in enumerate(options)]
+
+
+class Sure(Judge):
+    """Gives odds where logarithms are due."""
+
+    def spoilt(self, prompt: Prompt, options: Sequence[str]) -> list[tuple[str, float]]:
+        return [(option, 10.0) for option in options]
+
+
+class Indifferent(Judge):
+    """Finds all options alike."""
+
+    def spoilt(self, prompt: Prompt, options: Sequence[str]) -> list[tuple[str, float]]:
+        return [("", 0.0) for _ in options]
+
+
+class Crowded(Judge):
+    """Is moved by what is asked beside a prompt."""
+
+    def loglikelihood(
+        self, encoded: Encoded, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        found = super().loglikelihood(encoded, prompts, options)
+        return [[number - len(prompts) / 10 for number in row] for row in found]
+
+
+class OneImage(Judge):
+    """Looks at the first image only."""
+
+    def loglikelihood(
+        self, encoded: Encoded, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        return super().loglikelihood(encoded.select([0] * len(encoded)), prompts, options)
+
+
+class OneList(Judge):
+    """Takes the first prompt's options for everybody's."""
+
+    def loglikelihood(
+        self, encoded: Encoded, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]
+    ) -> list[list[float]]:
+        return super().loglikelihood(encoded, prompts, [options[0]] * len(options))
+
+
+class Moody(Judge):
+    """Changes with every call."""
+
+    calls = 0
+
+    def spoilt(self, prompt: Prompt, options: Sequence[str]) -> list[tuple[str, float]]:
+        self.calls += 1
+        return [(option, -self.calls / 10) for option in options]
+
+
 class Shy(Fake):
     """Refuses everything."""
 
@@ -138,10 +225,30 @@ def test_finds_what_is_wrong() -> None:
     assert any("batch of one" in check for check in failed(BatchBound()))
     assert any("shared encoding" in check for check in failed(Blind()))
     assert "two calls in a row" in failed(Forgetful())
-    assert failed(Shy()) == ["a greedy task is not refused", "retrieval is not refused"]
+    assert failed(Shy()) == [
+        "a greedy task is not refused",
+        "a choice by likelihood is not refused",
+        "retrieval is not refused",
+    ]
     deaf = {finding.check for finding in check_model(Deaf()) if finding.passed is False}
     assert {"num_beams is honoured", "length_penalty is honoured", "temperature is honoured"} <= deaf
     assert {"repetition_penalty is honoured", "min_new_tokens is honoured", "stop cuts (greedy)"} <= deaf
+
+
+def test_finds_what_is_wrong_with_likelihoods() -> None:
+    assert failed(Judge()) == []
+    assert failed(Padded()) == [
+        "an option alone is as likely as beside others",
+        "prompts may have options of their own",
+    ]
+    assert "the order of the options does not matter" in failed(Placed())
+    assert "numbers are logarithms of probabilities" in failed(Sure())
+    assert "likelihoods: a batch of one equals a batch of many" in failed(Crowded())
+    assert "likelihoods: shared encoding equals encoding per question" in failed(OneImage())
+    assert "prompts may have options of their own" in failed(OneList())
+    assert "likelihoods twice" in failed(Moody())
+    alike = {finding.check for finding in check_model(Indifferent()) if finding.passed is False}
+    assert alike == {"nine likelihoods in ten are distinct"}
 
 
 def test_a_finding_reads_as_a_line() -> None:

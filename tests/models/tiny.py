@@ -90,7 +90,8 @@ def scatter(model: Any, seed: int = 0, spread: float = 0.35) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.named_parameters():
-            if value.dim() > 1:
+            # LLaVA-NeXT's vector for the end of a row of patches is drawn too, or it would follow what ran before.
+            if value.dim() > 1 or name.endswith("image_newline"):
                 value.normal_(0, spread, generator=generator)
             elif name.endswith("bias"):
                 value.normal_(0, 0.02, generator=generator)
