@@ -93,6 +93,37 @@ def test_shared_features_equal_the_official_call(
     assert outputs == expected
 
 
+def test_likelihoods_equal_one_pass_over_prompt_and_option(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for row, image in enumerate(tiny.pictures()):
+        image.save(f"{row}.png")
+    model = adapter(folder)
+    model.prepare(tiny.task("choose"))
+    options = ["yes", "no", "a red dog", "?"]
+    prompts = [
+        Prompt(sample_id=f"{row}-{text}", text=text, rows=(row,)) for row in range(4) for text in ("is it? Answer:", "")
+    ]
+    encoded = model.encode([model.preprocess(image) for image in tiny.pictures()])
+    found = model.loglikelihood(encoded, prompts, [options] * len(prompts))
+    reference = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    for prompt, values in zip(prompts, found, strict=True):
+        asked = f"<img>{prompt.rows[0]}.png</img>{prompt.text}"
+        for option, value in zip(options, values, strict=True):
+            ids = torch.tensor(tokenizer([f"{asked} {option}"])["input_ids"])
+            with torch.no_grad():
+                logits = reference(input_ids=ids).logits[0].log_softmax(-1)
+            own = range(len(tokenizer([asked])["input_ids"][0]), ids.shape[1])
+            assert value == pytest.approx(sum(logits[place - 1, ids[0, place]].item() for place in own), abs=1e-4)
+    assert len({round(value, 3) for values in found for value in values}) >= 0.9 * 8 * len(options)
+    with pytest.raises(SampleError, match="or an option, holds <img>"):
+        model.loglikelihood(encoded, prompts[:1], [["yes", "<img>0</img>"]])
+    with pytest.raises(SampleError, match="no token before its options"):
+        model.loglikelihood(encoded, [Prompt(sample_id="5", text="", rows=())], [options])
+
+
 def test_several_images_in_order(folder: Path) -> None:
     model = adapter(folder)
     model.prepare(tiny.task())
