@@ -171,7 +171,8 @@ def test_a_language_model_takes_a_name_by_likelihood(
 
 
 @pytest.mark.slow
-def test_two_workers_choose_what_one_does(tmp_path: Path, pictures: list[Image.Image]) -> None:
+def test_two_worker_processes_choose_what_this_one_does(tmp_path: Path, pictures: list[Image.Image]) -> None:
+    """How units are dealt out is for `test_workers.py`: one of the two may be done before the other has loaded."""
     folder = tiny.dual(tmp_path / "twin", "clip")
     small = words("clip", folder, "prompt_style=match-best", "engine.image_batch=3", "engine.prompt_batch=2")
     found = []
@@ -180,13 +181,8 @@ def test_two_workers_choose_what_one_does(tmp_path: Path, pictures: list[Image.I
         ran = run_evalkit(*small, f"devices={devices}", f"out={out}", cwd=tmp_path, timeout=300)
         assert ran.code == 0, ran.err
         [run] = (path.parent for path in out.rglob("manifest.json"))
-        found.append(
-            (answers(run), (run / "scores.json").read_bytes(), len(list((run / "predictions").glob("*.jsonl"))))
-        )
-    (one, one_scores, one_writer), (two, two_scores, two_writers) = found
-    assert one == two
-    assert one_scores == two_scores
-    assert (one_writer, two_writers) == (1, 2)
+        found.append((answers(run), (run / "scores.json").read_bytes()))
+    assert found[0] == found[1]
 
 
 def test_blip2_chooses_by_its_contrastive_half(
