@@ -177,12 +177,13 @@ class Place:
 def _written_below(folder: Path) -> tuple[int, int]:
     """Return the bytes in a run folder and its newest mtime (ns): they change while anybody works."""
     total = newest = 0
-    for path in folder.rglob("*"):
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            continue  # a temporary file that was renamed meanwhile
-        total, newest = total + stat.st_size, max(newest, stat.st_mtime_ns)
+    for here, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            try:
+                stat = os.stat(os.path.join(here, name))
+            except FileNotFoundError:
+                continue  # a temporary file that was renamed meanwhile, or a name that is seen before what it names
+            total, newest = total + stat.st_size, max(newest, stat.st_mtime_ns)
     return total, newest
 
 

@@ -101,7 +101,11 @@ def read_log(folder: Path) -> Log:
     try:
         files = sorted(folder.glob("*.jsonl"))
         for file in files:
-            for line in file.read_bytes().split(b"\n"):
+            try:
+                data = file.read_bytes()
+            except FileNotFoundError:
+                continue  # a network file system may list the log of another machine some seconds before it opens it
+            for line in data.split(b"\n"):
                 if not line:
                     continue
                 prediction = _parse(line)

@@ -177,6 +177,12 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         Writer(tmp_path / "file" / "predictions")
 
 
+def test_a_log_that_is_listed_before_it_can_be_opened_is_not_there_yet(tmp_path: Path) -> None:
+    write(tmp_path, answer("1", "yes"))
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "not yet")
+    assert read_log(tmp_path).answered() == {"1"}
+
+
 def test_a_log_that_cannot_be_read_is_named_not_taken_for_empty(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").mkdir()
     with pytest.raises(ResultsError, match="cannot read"):

@@ -145,6 +145,83 @@ def test_a_later_start_may_have_any_number_of_machines(files: Path, quiet: Any, 
     assert found(tmp_path) == quiet("vqav2")
 
 
+# -- a network file system: what another machine writes is seen late, and in part
+
+
+def test_lines_of_another_machine_that_become_visible_late(files: Path, quiet: Any, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    other = run_evalkit(*odd(files, "vqav2", "engine.heartbeat_s=1"), cwd=elsewhere, RANK="1", WORLD_SIZE="2")
+    assert other.code == 3, other.err
+    (theirs,) = (path for path in (only_run(elsewhere) / "predictions").iterdir() if path.stat().st_size)
+    data = theirs.read_bytes()
+    here = start(*odd(files, "vqav2", "engine.heartbeat_s=8"), cwd=tmp_path, RANK="0", WORLD_SIZE="2")
+    until(lambda: writers(tmp_path))
+    (folder,) = tmp_path.glob("results/runs/*/*/*/predictions")
+    mine = next(path for path in folder.iterdir() if path.stat().st_size)
+    until(lambda: mine.read_bytes().count(b"\n") == IMAGES * QUESTIONS - data.count(b"\n"))
+    seen = folder / theirs.name
+    third = len(data) // 3
+    seen.touch()  # the name first
+    time.sleep(2)
+    seen.write_bytes(data[:third] + bytes(len(data) - third))  # its size, a line in two, and pages still to come
+    shown = seen.stat().st_mtime_ns
+    time.sleep(2)
+    with seen.open("r+b") as stream:
+        stream.write(data[: 2 * third])
+    os.utime(seen, ns=(shown, shown))
+    time.sleep(2)
+    with seen.open("r+b") as stream:  # all of it: neither the size nor the time says so
+        stream.write(data)
+    os.utime(seen, ns=(shown, shown))
+    ran = finish(here)
+    assert ran.code == 0, ran.err
+    assert found(tmp_path) == quiet("vqav2")
+    assert mine.read_bytes().count(b"\n") + data.count(b"\n") == IMAGES * QUESTIONS  # nothing was asked twice
+
+
+@pytest.fixture
+def views(tmp_path: Path) -> Iterator[list[Path]]:
+    """One folder as two machines see it, each through a cache of its own that is some seconds old."""
+    if shutil.which("bindfs") is None or os.geteuid() != 0:
+        pytest.skip("a file system with caches as NFS has them is made with bindfs, by root")
+    seconds = 6
+    both = [tmp_path / "view-0", tmp_path / "view-1"]
+    (tmp_path / "truth").mkdir()
+    mounted = []
+    try:
+        for view in both:
+            view.mkdir()
+            options = ",".join(f"{what}_timeout={seconds}" for what in ("attr", "entry", "negative"))
+            made = subprocess.run(
+                ["bindfs", "-o", options, str(tmp_path / "truth"), str(view)], capture_output=True, text=True
+            )
+            if made.returncode:
+                pytest.skip(f"FUSE is not permitted here: {made.stderr.strip()}")
+            mounted.append(view)
+        assert not (both[1] / "late").exists()
+        (both[0] / "late").touch()
+        assert not (both[1] / "late").exists(), "else nothing is late here"
+        yield both
+    finally:
+        for view in mounted:
+            subprocess.run(["umount", "-l", str(view)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["vqav2", "retrieval"])
+def test_two_machines_that_see_each_other_late(files: Path, quiet: Any, views: list[Path], task: str) -> None:
+    words = odd(files, task, "engine.heartbeat_s=30", "model.batch_s=0.02")
+    both = [start(*words, cwd=view, RANK=str(rank), WORLD_SIZE="2") for rank, view in enumerate(views)]
+    for process in both:
+        ran = finish(process)
+        assert ran.code == 0, ran.err
+    truth = views[0].parent / "truth"
+    assert found(truth) == quiet(task)
+    lines = [path.read_bytes().count(b"\n") for path in (only_run(truth) / "predictions").glob("*.jsonl")]
+    assert sum(lines) == len(quiet(task)[0])
+
+
 # -- two hosts for real: network namespaces with addresses of their own, torchrun across them
 
 
@@ -243,5 +320,35 @@ def test_a_host_that_is_cut_off(files: Path, quiet: Any, tmp_path: Path, hosts: 
     assert IMAGES * QUESTIONS / 3 <= len(kept) < IMAGES * QUESTIONS
     assert not (run / "scores.json").exists()
     again = run_evalkit(*odd(files), cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert found(tmp_path) == quiet("vqav2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("silent", [False, True])
+def test_the_host_of_the_rendezvous_is_lost(
+    files: Path, quiet: Any, tmp_path: Path, hosts: list[Host], silent: bool
+) -> None:
+    """The other torchrun cannot go on without it and stops its process, which keeps what it has written."""
+    # A connection that nobody answers is given up after 15 attempts, a quarter of an hour; here after 5, some seconds.
+    hosts[1].popen("sh", "-c", "echo 5 > /proc/sys/net/ipv4/tcp_retries2", cwd=tmp_path).wait(PATIENCE)
+    words = odd(files, "vqav2", "model.batch_s=0.5", HEARTBEAT)
+    both = [torchrun(hosts, number, *words, cwd=tmp_path) for number in range(2)]
+    until(lambda: writers(tmp_path) == 2)
+    before = answers(only_run(tmp_path))
+    if silent:
+        hosts[0].unplug()
+        time.sleep(1)
+    hosts[0].kill()
+    both[0].communicate(timeout=PATIENCE)
+    ran = finish(both[1])
+    assert ran.code == 1, ran.out
+    assert "RendezvousConnectionError" in ran.out
+    assert "stopped; everything answered is kept" in ran.out
+    kept = answers(only_run(tmp_path))
+    assert before.items() <= kept.items()
+    assert kept.items() <= quiet("vqav2")[0].items()
+    assert len(kept) < IMAGES * QUESTIONS
+    again = run_evalkit(*odd(files, "vqav2", "devices=2"), cwd=tmp_path)
     assert again.code == 0, again.err
     assert found(tmp_path) == quiet("vqav2")
