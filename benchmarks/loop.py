@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
 from benchmarks._model import small_blip2
-from evalkit import config, launch
+from evalkit import assemble, config
 from evalkit.log import Writer, read_log
 from evalkit.progress import Progress
 from evalkit.work import Assignment, Worker
@@ -72,8 +72,8 @@ def _evalkit(root: Path, data: Path) -> tuple[Assignment, Worker]:
         "decoding.length_penalty=1.0",
     ]
     run = config.compose(config.parse(words))
-    model = launch.build_model(run.model)
-    ready = launch.assignment("vqav2", run, model, root)
+    model = assemble.build_model(run.model)
+    ready = assemble.assignment("vqav2", run, model, root)
     worker = Worker(model)
     worker.prepare(ready)
     return ready, worker

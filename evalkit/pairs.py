@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from evalkit import config, registry
-from evalkit.launch import build_model, resolve
+from evalkit.assemble import build_model, resolve
 
 PUBLISHED, OWN, REFUSED = "P", "t", ""
 """A paper's settings; the task's own in the model's prompt style; the model cannot do it."""
@@ -21,7 +22,7 @@ def table(extra: Path | None = None) -> list[str]:
     return [_row("model", families), _row("---", ["---"] * len(families)), *rows]
 
 
-def _cells(name: str, families: list[str], extra: Path | None) -> list[str]:
+def _cells(name: str, families: Sequence[str], extra: Path | None) -> list[str]:
     run = config.compose(config.parse([f"model={name}", f"task=[{','.join(families)}]"], extra), extra)
     # The table tells what its code can do once it may run.
     allowed = {"trust_remote_code": True} if "trust_remote_code" in run.model else {}
@@ -34,5 +35,5 @@ def _cells(name: str, families: list[str], extra: Path | None) -> list[str]:
     return cells
 
 
-def _row(first: str, cells: list[str]) -> str:
+def _row(first: str, cells: Sequence[str]) -> str:
     return "| " + " | ".join([first, *cells]) + " |"

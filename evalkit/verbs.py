@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from evalkit import config, log, manifest, pairs, registry, score
+from evalkit.assemble import build_model, dataset_of, limit_threads, limited, metric_settings, resolve
 from evalkit.config import DataConfig, RunConfig
 from evalkit.errors import ConfigError, EvalkitError, ResultsError
-from evalkit.launch import build_model, dataset_of, limit_threads, limited, metric_settings, resolve
 from evalkit.paths import bundled
 from evalkit.prompts import in_short
 from evalkit.types import Dataset, Json, Prediction, Task

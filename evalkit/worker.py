@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from evalkit import launch, log
+from evalkit import assemble, log
 from evalkit.config import from_mapping
 from evalkit.errors import EvalkitError
 from evalkit.work import Assignment, Worker
@@ -87,8 +87,8 @@ def serve(line: Line) -> None:
 def _serve(line: Line) -> None:
     job = line.commands.get()
     config = from_mapping(job["config"], job["asked"])
-    launch.limit_threads(config.engine.threads)
-    model = launch.build_model(config.model)
+    assemble.limit_threads(config.engine.threads)
+    model = assemble.build_model(config.model)
     worker = Worker(model, line.stop)
     assignments: dict[int, Assignment] = {}
     prepared = -1
@@ -96,7 +96,7 @@ def _serve(line: Line) -> None:
         turn, number, phase = line.commands.get()["start"]
         if number not in assignments:
             folder = Path(job["folders"][number])
-            assignments = {number: launch.assignment(config.task[number], config, model, folder)}
+            assignments = {number: assemble.assignment(config.task[number], config, model, folder)}
         assignment = assignments[number]
         if prepared != number:
             worker.prepare(assignment)

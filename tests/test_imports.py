@@ -46,9 +46,24 @@ MAY_IMPORT = {
     "testing": f"{VOCABULARY} {DATA} contracts extract prompts",
     "config": f"{VOCABULARY} paths registry",
     "work": f"{VOCABULARY} config log plan progress retrieval run",
+    "assemble": f"{VOCABULARY} {DATA} config extract paths plan prompts registry work",
+    "pairs": f"{VOCABULARY} assemble config registry",
     # One process and many: above all of these, below the command line.
     **dict.fromkeys(
-        ("crew", "launch", "pairs", "ray_engine", "shift", "status", "supervisor", "verbs", "worker", "__main__"), ANYTHING
+        (
+            "assemble",
+            "crew",
+            "launch",
+            "pairs",
+            "ray_engine",
+            "shift",
+            "status",
+            "supervisor",
+            "verbs",
+            "worker",
+            "__main__",
+        ),
+        ANYTHING,
     ),
     "__init__": "",
 }

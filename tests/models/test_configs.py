@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from evalkit.assemble import build_model
 from evalkit.errors import ConfigError
-from evalkit.launch import build_model
 from evalkit.paths import bundled
 from evalkit.registry import apply, known_tasks, resolve_task
 

@@ -15,9 +15,9 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from evalkit.__main__ import main
+from evalkit.assemble import build_model
 from evalkit.errors import ConfigError, ModelError
 from evalkit.extract import extract
-from evalkit.launch import build_model
 from evalkit.models.chat import Chat
 from evalkit.models.pixels import padded
 from evalkit.types import Decoding, Prompt, Sample
