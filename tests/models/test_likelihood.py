@@ -331,3 +331,14 @@ def test_options_follow_something() -> None:
         split("", ["yes"])
     with pytest.raises(SampleError, match="option '' of sample 7"):
         split("answer: ", [""])
+
+
+def test_half_precision_is_summed_in_full() -> None:
+    logits = torch.randn(3, 40, 50, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    ids = torch.arange(120).reshape(3, 40) % 50
+    ids[1, 7:] = -100
+    found = likelihood.log_probability(logits, ids)
+    assert found.dtype == torch.float32
+    for row, length in enumerate((40, 7, 40)):
+        exact = summed(logits[row, :length].double(), ids[row, :length])
+        assert float(found[row]) == pytest.approx(exact, rel=1e-6)
