@@ -128,7 +128,7 @@ def written(model: Any, inputs: Mapping[str, Any], options: Options) -> list[flo
 
     Args:
         model: A transformers model with `get_encoder`.
-        inputs: What the encoder takes: one row.
+        inputs: What the encoder takes: one row, without padding.
         options: See `targets`.
     """
     import torch
@@ -136,13 +136,11 @@ def written(model: Any, inputs: Mapping[str, Any], options: Options) -> list[flo
 
     with torch.inference_mode():
         states_1LH = model.get_encoder()(**inputs).last_hidden_state
-        mask_1L = inputs["attention_mask"]
 
         def score(ids_BL: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
             states_BLH = states_1LH.expand(len(ids_BL), -1, -1)
             logits_BLV = model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states_BLH),
-                attention_mask=mask_1L.expand(len(ids_BL), -1),
                 decoder_input_ids=model.prepare_decoder_input_ids_from_labels(targets_BL),
             ).logits
             return log_probability(logits_BLV, targets_BL)
