@@ -342,3 +342,13 @@ def test_half_precision_is_summed_in_full() -> None:
     for row, length in enumerate((40, 7, 40)):
         exact = summed(logits[row, :length].double(), ids[row, :length])
         assert float(found[row]) == pytest.approx(exact, rel=1e-6)
+
+
+def test_what_a_row_shares_with_its_prompt_does_not_count() -> None:
+    def told(ids_BL: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
+        assert ((targets_BL == ids_BL) | (targets_BL == -100)).all()
+        return targets_BL.clamp(min=0).sum(dim=1).float()
+
+    rows = [[5, 6, 7], [8], [5, 6, 7], [5, 6, 7]]
+    options = likelihood.Options([1], rows, [1, 0, 0, 2])
+    assert likelihood.in_chunks(options, told, 1, "cpu") == [13, 8, 18, 7]
