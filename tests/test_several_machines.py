@@ -176,6 +176,7 @@ def test_lines_of_another_machine_that_become_visible_late(files: Path, quiet: A
     os.utime(seen, ns=(shown, shown))
     ran = finish(here)
     assert ran.code == 0, ran.err
+    assert "nobody has written" not in ran.err
     assert found(tmp_path) == quiet("vqav2")
     assert mine.read_bytes().count(b"\n") + data.count(b"\n") == IMAGES * QUESTIONS  # nothing was asked twice
 
