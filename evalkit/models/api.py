@@ -39,6 +39,8 @@ _FIRST_PATIENCE = 5.0
 _CONTINUES = ("completion", "bare")
 """Prompt styles that want a text continued; a chat server takes a turn and answers it."""
 
+_ADDRESS = "model.base_url ends with the version, such as http://localhost:8000/v1"
+
 _DIALECTS: Mapping[str, Mapping[str, str]] = {
     "openai": {},
     "vllm": {
@@ -300,11 +302,13 @@ class Api:
             try:
                 response = self._client().request(method, self._base_url + path, json=body, headers=self._headers())
             except httpx2.TransportError as error:
-                trouble = f"{type(error).__name__}: {error}"
+                state, trouble = "cannot be reached", f"{type(error).__name__}: {error}"
             else:
                 if response.status_code == 200:
                     return self._parsed(response, sample_id)
-                trouble = f"status {response.status_code}: {self._scrubbed(response.text)}"
+                state, trouble = "is busy or broken", f"status {response.status_code}: {self._scrubbed(response.text)}"
+                if response.is_redirect:
+                    trouble += f"to {response.headers.get('location')}"
                 if sample_id is None and response.status_code in (404, 405):
                     return {}
                 if response.status_code not in _AGAIN:
@@ -314,9 +318,9 @@ class Api:
             rest = max(wait or 0.0, pause * random.uniform(0.5, 1.0))
             if time.monotonic() + rest > deadline:
                 raise ModelError(
-                    f"the server {self._base_url} does not answer ({trouble}), asked again for {patience:g} seconds. "
-                    "Start it or correct model.base_url; model.patience waits longer. What is answered is kept: the "
-                    "same command goes on from there"
+                    f"the server {self._base_url} {state} ({trouble}), asked again for {patience:g} seconds. Start it "
+                    "or correct model.base_url; model.patience waits longer. What is answered is kept: the same "
+                    "command goes on from there"
                 )
             time.sleep(rest)
             pause = min(pause * 2, _LONGEST_PAUSE)
@@ -332,8 +336,7 @@ class Api:
             served = f" (it lists: {', '.join(self._listed[:10])})" if self._listed else ""
             return ModelError(
                 f"the server {self._base_url} knows no such address or no model {self._served_name!r} ({trouble}); "
-                "model.base_url ends with the version, such as http://localhost:8000/v1, and model.served_name is a "
-                f"model it serves{served}"
+                f"{_ADDRESS}, and model.served_name is a model it serves{served}"
             )
         return SampleError(f"the server refuses sample {sample_id} ({trouble})")
 
@@ -342,10 +345,17 @@ class Api:
             return response.json()
         except ValueError as error:
             message = f"the server {self._base_url} answers with something that is no JSON: {response.text[:200]!r}"
+            if sample_id is None:
+                message += f". Is it a server of chat completions? {_ADDRESS}"
             raise (ModelError(message) if sample_id is None else SampleError(message)) from error
 
     def _headers(self) -> dict[str, str]:
         key = os.environ.get(self._key_env, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                f"the environment variable {self._key_env} holds a key that no request can carry: it has a line break, "
+                "or a character outside ASCII. Put the key there as it was given to you"
+            )
         return {"Authorization": f"Bearer {key}"} if key else {}
 
     def _scrubbed(self, text: str) -> str:

@@ -127,6 +127,7 @@ class Chat:
             return
         self._processor = _load_processor(self._checkpoint, self._loading)
         _check_grid(self.box_extract, self._processor.image_processor)
+        self._check_template()
         self._model = self._loading.load(self._checkpoint, "AutoModelForImageTextToText")
         forget_decoding(self._model)
         takes = "mm_encoder_outputs" in _parameters(self._model.forward)
@@ -266,6 +267,31 @@ class Chat:
         layers = getattr(outputs, "deepstack_features", None) or ()
         return [_Seen(one, features[row], tuple(layer[row] for layer in layers)) for row, one in enumerate(inputs)]
 
+    def _check_template(self) -> None:
+        """Ask once, so that a chat template which cannot be used ends the run before its first sample.
+
+        Raises:
+            ModelError: It is broken, refuses the system turn, or loses the image or the question.
+        """
+        from jinja2 import TemplateError
+
+        place = f"the chat template of checkpoint {self._checkpoint.name}"
+        probe = Prompt(sample_id="", text="What is this?", rows=(0,))
+        try:
+            text = self._text(probe)
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            system = "" if self._system is None else ", or set model.system=null if it knows no system turn"
+            raise ModelError(
+                f"{place} cannot be used ({type(error).__name__}: {error}); copy the file again from the model it was "
+                f"made from{system}"
+            ) from error
+        for what in (self._processor.image_token, probe.text):
+            if text.count(what) != 1:
+                raise ModelError(
+                    f"{place} should put one image and the question into a turn, but {what!r} stands in it "
+                    f"{text.count(what)} times: {text[:200]!r}. It is for text only, or of another model"
+                )
+
     def _text(self, prompt: Prompt) -> str:
         """Return the conversation as far as the reply, each image a token in it."""
         user = [*({"type": "image"} for _ in prompt.rows), {"type": "text", "text": prompt.text}]
@@ -382,11 +408,15 @@ def _load_processor(checkpoint: Checkpoint, loading: Loading) -> Any:
         # A combined processor loads its part for videos first, which needs torchvision; images do not.
         processor = _without_videos(checkpoint, images, tokenizer)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"the processor of checkpoint {checkpoint.name} cannot be read: {error}") from error
+        raise ModelError(
+            f"the processor of checkpoint {checkpoint.name} cannot be read ({type(error).__name__}: {error}); copy its "
+            "files again from the model it was made from"
+        ) from error
     if not hasattr(processor, "image_token") or not hasattr(processor, "image_token_id"):
         raise ModelError(
-            f"checkpoint {checkpoint.name} has a {type(processor).__name__}, which knows no image token; this adapter "
-            "is for chat models"
+            f"checkpoint {checkpoint.name} is of the family {checkpoint.family!r}, whose {type(processor).__name__} "
+            "knows no image token, and this adapter is for chat models; choose the model=... of its family "
+            "(`python -m evalkit list` shows them) or another model.checkpoint"
         )
     processor.image_processor, processor.tokenizer = images, tokenizer
     if processor.chat_template is None:

@@ -82,6 +82,21 @@ class Checkpoint:
             raise ModelError(f"config.json of checkpoint {self.name} holds a {type(value).__name__}, not an object")
         return value
 
+    @property
+    def family(self) -> str:
+        """The `model_type` of config.json.
+
+        Raises:
+            ModelError: There is none.
+        """
+        found = self.config.get("model_type")
+        if not isinstance(found, str):
+            raise ModelError(
+                f"config.json of checkpoint {self.name} names no family (model_type), so nobody knows what it is; copy "
+                "it again, or give the folder that `save_pretrained` wrote"
+            )
+        return found
+
     def expect(self, model_types: Collection[str], architectures: Collection[str] = ()) -> None:
         """Check that this is a checkpoint of a family.
 
@@ -92,7 +107,7 @@ class Checkpoint:
         Raises:
             ModelError: It is of another family, or the other half of it.
         """
-        found = self.config.get("model_type")
+        found = self.family
         if found not in model_types:
             raise ModelError(
                 f"checkpoint {self.name} is of the family {found!r}, and this adapter reads "
@@ -137,13 +152,14 @@ class Checkpoint:
             return Path(snapshot_download(self.name, revision=self.revision, allow_patterns=patterns))
         except LocalEntryNotFoundError as error:
             raise ModelError(
-                f"checkpoint {self.name}{self._at()} is not on this machine and the hub cannot be reached. Download "
-                f"it where there is a network (`hf download {self.name}`) and give the folder: model.checkpoint=DIR"
+                f"checkpoint {self.name}{self._at()} is no folder here and not in the hub's cache, and the hub cannot "
+                f"be reached. Correct the name, or download it where there is a network (`hf download {self.name}`) "
+                "and give the folder: model.checkpoint=DIR"
             ) from error
         except HfHubHTTPError as error:
             raise ModelError(
-                f"the hub does not give checkpoint {self.name}{self._at()}: {error}. Check the name and the revision; "
-                "for a gated model accept its terms and run `hf auth login`"
+                f"checkpoint {self.name}{self._at()} is no folder here, and the hub does not give it: {error}. Check "
+                "the name and the revision; for a gated model accept its terms and run `hf auth login`"
             ) from error
 
     def _patterns(self) -> tuple[str, ...]:
@@ -216,11 +232,16 @@ class Loading:
         }
 
     def resolved_device(self) -> str:
-        """Return the device "auto" stands for on this machine."""
-        if self.device != "auto":
-            return self.device
+        """Return the device "auto" stands for on this machine.
+
+        Raises:
+            UnsupportedError: The device that was asked for is not there.
+        """
         import torch
 
+        if self.device != "auto":
+            _check_device(self.device)
+            return self.device
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     def resolved_dtype(self) -> str:
@@ -240,10 +261,12 @@ class Loading:
             ModelError: Weights are missing or do not fit the architecture, or it cannot be read.
             UnsupportedError: This machine or model cannot do what the settings ask.
         """
+        import torch
         import transformers
         from safetensors import SafetensorError
 
         quiet()
+        self._check_config(checkpoint)
         cls = getattr(transformers, class_name)
         try:
             model, report = cls.from_pretrained(
@@ -253,12 +276,18 @@ class Loading:
             raise ModelError(f"checkpoint {checkpoint.name} cannot be read as {class_name}: {error}") from error
         except (ValueError, ImportError) as error:
             raise UnsupportedError(
-                f"checkpoint {checkpoint.name} cannot be loaded as asked (dtype {self.dtype}, attention "
-                f"{self.attention}, quantization {self.quantization}): {error}"
+                f"checkpoint {checkpoint.name} cannot be loaded as asked (model.dtype={self.dtype}, model.attention="
+                f"{self.attention or 'null'}, model.quantization={self.quantization or 'null'}): "
+                f"{_first_sentence(error)}. Change that setting, or leave it out"
             ) from error
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(checkpoint) from error
         _check_whole(report, checkpoint.name, class_name)
         if self.quantization is None:
-            model = model.to(self.resolved_device())
+            try:
+                model = model.to(self.resolved_device())
+            except torch.OutOfMemoryError as error:
+                raise self._too_large(checkpoint) from error
         return model.eval()
 
     def load_tokenizer(self, checkpoint: Checkpoint, padding_side: str, part: str = ".") -> Any:
@@ -275,6 +304,7 @@ class Loading:
         from transformers import AutoTokenizer
 
         quiet()
+        self._check_config(checkpoint)
         folder = checkpoint.folder / part
         if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
             where = "" if part == "." else f" in its sub-folder {part}"
@@ -287,8 +317,11 @@ class Loading:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"the tokenizer of checkpoint {checkpoint.name} cannot be read: {error}") from error
+        except Exception as error:  # tokenizers raises bare ones at a file that it cannot parse
+            raise ModelError(
+                f"the tokenizer of checkpoint {checkpoint.name} cannot be read ({type(error).__name__}: {error}); copy "
+                "its files again from the model it was made from"
+            ) from error
         tokenizer.padding_side = padding_side
         return tokenizer
 
@@ -301,6 +334,7 @@ class Loading:
         from transformers import AutoImageProcessor
 
         quiet()
+        self._check_config(checkpoint)
         if not any((checkpoint.folder / name).is_file() for name in _PROCESSOR_FILES):
             raise ModelError(
                 f"checkpoint {checkpoint.name} has no image processor ({' or '.join(_PROCESSOR_FILES)}): copy the file "
@@ -313,8 +347,37 @@ class Loading:
                 local_files_only=True,
                 trust_remote_code=self.trust_remote_code,
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"the image processor of checkpoint {checkpoint.name} cannot be read: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            names = " or ".join(name for name in _PROCESSOR_FILES if (checkpoint.folder / name).is_file())
+            raise ModelError(
+                f"the image processor of checkpoint {checkpoint.name} cannot be read from {names} "
+                f"({type(error).__name__}: {_first_sentence(error)}); copy it again from the model it was made from"
+            ) from error
+
+    def _check_config(self, checkpoint: Checkpoint) -> None:
+        """Read the configuration as transformers does, so that what is wrong with it is not said of another file."""
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import AutoConfig
+
+        family = checkpoint.family
+        try:
+            AutoConfig.from_pretrained(
+                checkpoint.folder, local_files_only=True, trust_remote_code=self.trust_remote_code
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+            raise ModelError(
+                f"config.json of checkpoint {checkpoint.name} (family {family!r}) cannot be read by transformers "
+                f"{importlib.metadata.version('transformers')} ({_first_sentence(error)}); copy it again, or install "
+                f"the version it was saved with ({checkpoint.config.get('transformers_version', 'not said')}) or a "
+                "newer one"
+            ) from error
+
+    def _too_large(self, checkpoint: Checkpoint) -> UnsupportedError:
+        return UnsupportedError(
+            f"checkpoint {checkpoint.name} does not fit into the memory of {self.resolved_device()} as "
+            f"{self.resolved_dtype()}; use model.dtype=bfloat16, model.quantization=int8 (or int4), or another "
+            "model.device"
+        )
 
     def _arguments(self, checkpoint: Checkpoint) -> dict[str, Any]:
         import torch
@@ -367,6 +430,28 @@ def _one_of(name: str, value: str, known: Collection[str]) -> None:
 def _installed(package: str, setting: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise UnsupportedError(f"{setting} needs the package {package}, which is not installed: pip install {package}")
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"model.device={name} is no device; say auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type == "cuda" and (device.index or 0) >= (number := torch.cuda.device_count()):
+        seen = f"{number} GPUs" if number else "no GPU"
+        raise UnsupportedError(
+            f"model.device={name}: torch {torch.__version__} sees {seen} on this machine; use model.device=cpu, or "
+            "install a torch that was built for its driver"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UnsupportedError(f"model.device={name}: torch sees no Apple GPU on this machine; use model.device=cpu")
+
+
+def _first_sentence(error: Exception) -> str:
+    """Return what a library says is wrong, without its advice."""
+    return re.split(r"[.!]\s", f"{error} ", maxsplit=1)[0].strip()
 
 
 def _minor(package: str) -> str:

@@ -201,6 +201,47 @@ def test_what_is_no_answer_is_an_error_never_an_empty_text(
         ask(Api(base_url=server.url, served_name="tiny"), tiny.prompts()[:1])
 
 
+@pytest.mark.parametrize(
+    ("status", "reply", "headers", "words"),
+    [
+        (200, b"<html>Welcome</html>", {}, r"no JSON: '<html>Welcome.*model\.base_url ends with the version"),
+        (302, b"", {"Location": "https://elsewhere/v1"}, r"to https://elsewhere/v1.*model\.base_url"),
+        (503, b"loading", {}, "is busy or broken .status 503: loading.*model.patience"),
+    ],
+)
+def test_what_is_no_server_of_completions_is_said_at_the_start(
+    status: int, reply: bytes, headers: dict[str, str], words: str
+) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        model = Api(base_url=f"http://127.0.0.1:{server.server_port}/v1", served_name="tiny", patience=0.5)
+        with pytest.raises(ModelError, match=words):
+            model.prepare(chat_task())
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "two\nlines"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINY_KEY", key)
+    with serving(echo) as server, pytest.raises(ConfigError, match="TINY_KEY") as caught:
+        ask(Api(base_url=server.url, served_name="tiny", key_env="TINY_KEY"), tiny.prompts()[:1])
+    assert key not in str(caught.value)
+
+
 def test_an_empty_reply_is_an_answer() -> None:
     with serving(lambda *_: (200, said(""), {})) as server:
         assert ask(Api(base_url=server.url, served_name="tiny"), tiny.prompts()[:1]) == [""]
@@ -212,7 +253,7 @@ def test_an_unreachable_server_says_so_soon() -> None:
         port = free.getsockname()[1]
     model = Api(base_url=f"http://127.0.0.1:{port}/v1", served_name="tiny")
     started = time.monotonic()
-    with pytest.raises(ModelError, match="does not answer"):
+    with pytest.raises(ModelError, match="cannot be reached"):
         model.prepare(chat_task())
     assert time.monotonic() - started < 15
 
