@@ -156,6 +156,10 @@ def test_a_model_that_cannot_share_says_so(tmp_path: Path, caplog: pytest.LogCap
     assert "again for each question" in caplog.text
     raw = other.encode([other.preprocess(image) for image in tiny.pictures()])
     assert other.generate(raw, tiny.prompts(), Decoding()) == expected
+    options = [["yes", "the cat"]] * len(tiny.prompts())
+    judged = other.loglikelihood(raw, tiny.prompts(), options)
+    for one, another in zip(judged, model.loglikelihood(_, tiny.prompts(), options), strict=True):
+        assert one == pytest.approx(another, abs=1e-4)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

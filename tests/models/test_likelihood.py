@@ -161,7 +161,7 @@ TWINS = {
         decoder_only=False,
     ),
     **{family: chat_twin(family) for family in tiny.CHATS},
-    **{f"{family}-pixels": chat_twin(family, share_images=False) for family in ("llava", "qwen2_vl", "qwen3_vl")},
+    "qwen2_vl-pixels": chat_twin("qwen2_vl", share_images=False),
 }
 
 
@@ -200,7 +200,7 @@ def passes(model: Any, call: Callable[[], Any]) -> int:
 
 
 def test_it_is_the_sum_that_plain_transformers_gives(ready: Ready) -> None:
-    prompts = tiny.prompts()[::2]
+    prompts = tiny.prompts()[::4]  # each prompt once, and all pictures
     found = ready.judge(prompts)
     judge = ready.twin.reference(ready.folder)
     expected = [[judge(prompt, option) for option in OPTIONS] for prompt in prompts]
@@ -210,7 +210,7 @@ def test_it_is_the_sum_that_plain_transformers_gives(ready: Ready) -> None:
 
 
 def test_company_and_order_move_nothing(ready: Ready) -> None:
-    prompts = tiny.prompts()
+    prompts = tiny.prompts()[::3]
     found = ready.judge(prompts)
     assert [ready.judge([prompt])[0] for prompt in prompts] == found
     assert ready.judge(prompts[::-1])[::-1] == found
