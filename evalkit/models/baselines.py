@@ -35,7 +35,6 @@ _DIMENSIONS = 1024
 _KEPT_WORDS = 40
 """LAVIS keeps 50 words of a caption, counting marks between spaces as words."""
 
-
 _CAN: frozenset[Capability] = frozenset({"generate", "loglikelihood", "ground", "itc"})
 
 
@@ -103,7 +102,8 @@ class Majority:
             places = [sample.options.index(_perfect(task, sample)) for sample in others]
             guess = _Guess(output, _most_frequent(places) if places else 0)
         if task.matches:
-            pairs = {(_template(task, sample), guess.among(sample.options)) for sample in dataset.samples}
+            asked = [sample for sample in dataset.samples if sample.options]
+            pairs = {(_template(task, sample), guess.among(sample.options)) for sample in asked}
             guess = replace(guess, texts=frozenset(text for pair in pairs for text in _texts(*pair)))
         self._guesses[task.name] = guess
 

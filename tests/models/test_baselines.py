@@ -235,6 +235,8 @@ def test_majority_takes_a_place_where_options_are_each_samples_own(template: str
     taken = choose(Majority(), choosing(template), data)
     # "A4" sorts first of the outputs that occur once; elsewhere the third option is right most often.
     assert taken == ["C0", "C1", "C2", "C3", "A4", "C5", "C6", "C7"]
+    blind = dataclasses.replace(data.samples[0], id="blind", options=(), reference=None)
+    Majority().study(choosing(template), dataclasses.replace(data, samples=(*data.samples, blind)))
     assert choose(Oracle(), choosing(template), data) == [right for _, _, right in rows]
 
 

@@ -352,3 +352,19 @@ def test_what_a_row_shares_with_its_prompt_does_not_count() -> None:
     rows = [[5, 6, 7], [8], [5, 6, 7], [5, 6, 7]]
     options = likelihood.Options([1], rows, [1, 0, 0, 2])
     assert likelihood.in_chunks(options, told, 1, "cpu") == [13, 8, 18, 7]
+
+
+def test_chunks_are_cut_alike_whatever_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood, "_TOKENS_AT_ONCE", 12)
+    rows = [[1, 2], [3], [4, 5, 6, 7], [8, 9], [10], [3]]
+    seen: list[list[list[int]]] = []
+
+    def told(ids_BL: torch.Tensor, targets_BL: torch.Tensor) -> torch.Tensor:
+        seen.append(ids_BL.tolist())
+        return ids_BL.sum(dim=1).float()
+
+    for order in (rows, rows[::-1]):
+        values = likelihood.in_chunks(likelihood.Options([1, 1], order, [0] * len(order)), told, 2, "cpu")
+        assert values == [sum(row) for row in order]
+    # 12 tokens are two rows of 2 and 4; short rows come first, and equal ones once.
+    assert seen[:3] == seen[3:] == [[[3], [10]], [[1, 2], [8, 9]], [[4, 5, 6, 7]]]
