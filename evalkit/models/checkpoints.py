@@ -278,7 +278,7 @@ class Loading:
             raise UnsupportedError(
                 f"checkpoint {checkpoint.name} cannot be loaded as asked (model.dtype={self.dtype}, model.attention="
                 f"{self.attention or 'null'}, model.quantization={self.quantization or 'null'}): "
-                f"{_first_sentence(error)}. Change that setting, or leave it out"
+                f"{_first_sentence(error)}. Change that setting or leave it out, or install what it needs"
             ) from error
         except torch.OutOfMemoryError as error:
             raise self._too_large(checkpoint) from error
@@ -299,7 +299,8 @@ class Loading:
             part: Its sub-folder.
 
         Raises:
-            ModelError: The checkpoint has none.
+            ModelError: The checkpoint has none, or it cannot be read.
+            UnsupportedError: It needs a package that is not installed.
         """
         from transformers import AutoTokenizer
 
@@ -317,6 +318,8 @@ class Loading:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
+        except ImportError as error:
+            raise _lacks("the tokenizer", checkpoint, error) from error
         except Exception as error:  # tokenizers raises bare ones at a file that it cannot parse
             raise ModelError(
                 f"the tokenizer of checkpoint {checkpoint.name} cannot be read ({type(error).__name__}: {error}); copy "
@@ -329,7 +332,7 @@ class Loading:
         """Return the image processor with the asked backend.
 
         Raises:
-            ModelError: The checkpoint has none.
+            ModelError: The checkpoint has none, or it cannot be read.
         """
         from transformers import AutoImageProcessor
 
@@ -364,6 +367,8 @@ class Loading:
             AutoConfig.from_pretrained(
                 checkpoint.folder, local_files_only=True, trust_remote_code=self.trust_remote_code
             )
+        except ImportError as error:
+            raise _lacks("the code", checkpoint, error) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
             raise ModelError(
                 f"config.json of checkpoint {checkpoint.name} (family {family!r}) cannot be read by transformers "
@@ -447,6 +452,12 @@ def _check_device(name: str) -> None:
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UnsupportedError(f"model.device={name}: torch sees no Apple GPU on this machine; use model.device=cpu")
+
+
+def _lacks(part: str, checkpoint: Checkpoint, error: ImportError) -> UnsupportedError:
+    return UnsupportedError(
+        f"{part} of checkpoint {checkpoint.name} needs a package that is not installed: {_first_sentence(error)}"
+    )
 
 
 def _first_sentence(error: Exception) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +11,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evalkit.contracts import check_model
-from evalkit.errors import ModelError, SampleError
+from evalkit.errors import ModelError, SampleError, UnsupportedError
 from evalkit.models.qwen_vl import QwenVl
 from evalkit.types import Decoding, Prompt
 
 from . import tiny
 
-CODE = Path(__file__).parent / "qwen_standin"
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("qwen_vl")
-    for path in CODE.glob("*.py"):
-        shutil.copy(path, folder)
-    sys.path.insert(0, str(CODE))
-    try:
-        from modeling_qwen import QWenConfig, QWenLMHeadModel
-    finally:
-        sys.path.remove(str(CODE))
-    config = QWenConfig(
-        **{**tiny.LLAMA, "model_type": "qwen", "vocab_size": 264, "pad_token_id": None, "bos_token_id": None},
-        visual={"image_size": 28, "patch_size": 7, "image_start_id": 257},
-    )
-    model = tiny.scatter(QWenLMHeadModel(config), 2, 0.35)
-    tiny.end_sooner(model, 256)
-    model.save_pretrained(folder)
-    saved = json.loads((folder / "config.json").read_text())
-    saved |= {"model_type": "qwen", "auto_map": AUTO_MAP}
-    (folder / "config.json").write_text(json.dumps(saved))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]}})
-    )
-    return folder
-
-
-AUTO_MAP = {"AutoConfig": "modeling_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"}
+    return tiny.qwen_vl(tmp_path_factory.mktemp("qwen_vl"))
 
 
 def adapter(folder: Path, **settings: Any) -> QwenVl:
@@ -144,6 +116,14 @@ def test_untrusted_code_is_not_run_even_when_loaded_directly(folder: Path, monke
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
     with pytest.raises(ModelError):
         QwenVl(checkpoint=str(folder)).prepare(tiny.task())
+
+
+@pytest.mark.parametrize("code", ["tokenization_qwen.py", "modeling_qwen.py"])
+def test_a_package_that_its_code_needs_is_named(folder: Path, tmp_path: Path, code: str) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / code).write_text("import no_such_package\n" + (copy / code).read_text())
+    with pytest.raises(UnsupportedError, match=r"needs a package that is not installed: .*no_such_package"):
+        adapter(copy).prepare(tiny.task())
 
 
 def test_published_pickles_are_refused(folder: Path, tmp_path: Path) -> None:
