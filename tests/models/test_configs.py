@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import yaml
 
@@ -13,47 +10,40 @@ from evalkit.errors import ConfigError
 from evalkit.paths import bundled
 from evalkit.registry import apply, known_tasks, resolve_task
 
-FILES = sorted((bundled("configs") / "model").glob("*.yaml"))
-NAMES = [path.stem for path in FILES]
+from .configs import MODELS
 
 NEED = {"api": r"model\.served_name", "custom": r"model\._target_"}
 """Files that are forms: what they want to be told."""
 
 
-def parsed(path: Path) -> dict[str, Any]:
-    assert path.read_text().startswith("# @package _global_\n")
-    values = yaml.safe_load(path.read_text())
-    assert isinstance(values, dict)
-    return values
+@pytest.mark.parametrize("name", MODELS)
+def test_sets_nothing_but_the_model(name: str) -> None:
+    text = (bundled("configs") / "model" / f"{name}.yaml").read_text()
+    assert text.startswith("# @package _global_\n")
+    values = yaml.safe_load(text)
+    assert set(values) <= {"defaults", "model", "prompt_style", "protocol"}
+    assert "name" in values["model"], "a model that is made of another one has a name of its own"
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_sets_nothing_but_the_model(path: Path) -> None:
-    values = parsed(path)
-    assert set(values) <= {"model", "prompt_style", "protocol"}
-    assert {"_target_", "name"} <= set(values["model"])
-
-
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_builds_without_weights_or_network(path: Path) -> None:
-    spec = parsed(path)["model"]
-    if None in spec.values() and path.stem in NEED:
-        with pytest.raises(ConfigError, match=NEED[path.stem]):
+@pytest.mark.parametrize("name", MODELS)
+def test_builds_without_weights_or_network(name: str) -> None:
+    spec = MODELS[name].model
+    if None in spec.values() and name in NEED:
+        with pytest.raises(ConfigError, match=NEED[name]):
             build_model(spec)
         return
     assert build_model(spec).capabilities
 
 
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_protocol_fits_the_tasks_and_the_model(path: Path) -> None:
-    values = parsed(path)
-    protocol = values.get("protocol", {})
-    for name in protocol:
-        assert name.partition("/")[0] in known_tasks()
-        task = apply(resolve_task(name), prompt_style_of_model=values.get("prompt_style"), protocol=protocol)
-        if values.get("prompt_style") and task.prompts:
-            assert task.prompt_style == values["prompt_style"]
-        spec = values["model"]
+@pytest.mark.parametrize("name", MODELS)
+def test_protocol_fits_the_tasks_and_the_model(name: str) -> None:
+    run = MODELS[name]
+    for key in run.protocol:
+        assert key.partition("/")[0] in known_tasks()
+        task = apply(resolve_task(key), prompt_style_of_model=run.prompt_style, protocol=run.protocol)
+        if run.prompt_style and task.prompts:
+            assert task.prompt_style == run.prompt_style
+        spec = run.model
         if "trust_remote_code" in spec:
             assert "trust_remote_code" in str(build_model(spec).refuses(task))
             spec = {**spec, "trust_remote_code": True}
@@ -61,5 +51,5 @@ def test_protocol_fits_the_tasks_and_the_model(path: Path) -> None:
 
 
 def test_labels_are_unique() -> None:
-    labels = [parsed(path)["model"]["name"] for path in FILES]
+    labels = [run.model["name"] for run in MODELS.values()]
     assert len(set(labels)) == len(labels)

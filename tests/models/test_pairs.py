@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from evalkit.__main__ import main
 from evalkit.paths import bundled
 
 from . import tiny
+from .configs import MODELS
 
 
 def twin_of(name: str) -> Callable[[Path], Path] | None:
@@ -30,6 +30,8 @@ def twin_of(name: str) -> Callable[[Path], Path] | None:
         return lambda folder: tiny.blip(folder, head)
     if name.startswith(("clip", "siglip")):
         return lambda folder: tiny.dual(folder, name.partition("-")[0])
+    if name.startswith("qwen-vl"):
+        return tiny.qwen_vl
     for word, family in CHATS.items():
         if name.startswith(word):
             return lambda folder: tiny.chat(folder, family)
@@ -44,34 +46,35 @@ CHATS = {
     "qwen2.5-vl": "qwen2_5_vl",
     "qwen3-vl": "qwen3_vl",
 }
-NOT_HERE = ("api", "blip2-tiny", "blip2-tiny-early", "custom", "fake", "majority", "oracle", "qwen-vl", "qwen-vl-chat")
-"""Baselines and forms; the bundled model has tests of its own, Qwen-VL's code comes with its checkpoint."""
+NOT_HERE = ("api", "blip2-tiny", "blip2-tiny-early", "custom", "fake", "majority", "oracle")
+"""Baselines and forms; the bundled model has tests of its own."""
 IMPOSSIBLE = [("blip2-opt", "refcoco"), ("blip2-itm", "vqav2"), ("llava-1.5-7b", "retrieval"), ("clip", "coco_caption")]
 """Refused before anything loads: no box syntax, the wrong half, no embeddings, no text."""
 NOT_IN_THE_WORLD = ("retrieval/flickr30k", "imagenet")
 """The picture world has one retrieval split, under COCO's name, and no ImageNet: `test_zero_shot.py` runs that."""
 
-FILES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((bundled("configs") / "model").glob("*.yaml"))}
 PAIRS = [
     (name, task)
-    for name, spec in FILES.items()
+    for name, run in MODELS.items()
     if name not in NOT_HERE
     for task in {
-        **(spec.get("protocol") or {"vqav2": {}, "coco_caption": {}}),
-        **({"refcoco": {}} if "box_extract" in spec["model"] else {}),
+        **(run.protocol or {"vqav2": {}, "coco_caption": {}}),
+        **({"refcoco": {}} if "box_extract" in run.model else {}),
     }
     if task not in NOT_IN_THE_WORLD
 ]
 
 
 def arguments(name: str, task: str, folder: Path, out: Path) -> list[str]:
-    tiny_settings = ["model.encoder_token=5"] if "encoder_token" in FILES[name]["model"] else []
-    if "box_resized" in FILES[name]["model"].get("box_extract", ""):
+    tiny_settings = ["model.encoder_token=5"] if "encoder_token" in MODELS[name].model else []
+    if "trust_remote_code" in MODELS[name].model:
+        tiny_settings = ["model.trust_remote_code=true"]
+    if "box_resized" in MODELS[name].model.get("box_extract", ""):
         tiny_settings = ["model.box_extract=box_resized:14"]  # twice the twin's patches of 7
-    if "2048" in str(FILES[name].get("protocol", {}).get(task)):
+    if "2048" in str(MODELS[name].protocol.get(task)):
         tiny_settings = ["decoding.max_new_tokens=100"]  # the twin has 2048 positions
     # LAVIS lemmatises with spaCy, which is optional.
-    changes = ["extract=first_line"] if "lemmatize" in str(FILES[name].get("protocol", {}).get(task)) else []
+    changes = ["extract=first_line"] if "lemmatize" in str(MODELS[name].protocol.get(task)) else []
     return [
         f"model={name}",
         f"model.checkpoint={folder}",
@@ -99,7 +102,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def test_every_model_is_accounted_for() -> None:
-    assert [name for name in FILES if name not in NOT_HERE and twin_of(name) is None] == []
+    assert [name for name in MODELS if name not in NOT_HERE and twin_of(name) is None] == []
     assert len(PAIRS) > 40
 
 

@@ -6,6 +6,9 @@ could not fail otherwise (`assert_distinct`).
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -385,6 +388,31 @@ def _qwen(folder: Path, family: str) -> Path:
     words.save_pretrained(folder)
     images = Qwen2VLImageProcessorPil(patch_size=7, merge_size=2, min_pixels=28 * 28, max_pixels=70 * 70)
     images.save_pretrained(folder)
+    return folder
+
+
+def qwen_vl(folder: Path) -> Path:
+    """A stand-in with the interface of the first Qwen-VL's remote code, which comes with its checkpoint."""
+    code = Path(__file__).parent / "qwen_standin"
+    for path in code.glob("*.py"):
+        shutil.copy(path, folder)
+    sys.path.insert(0, str(code))
+    try:
+        from modeling_qwen import QWenConfig, QWenLMHeadModel
+    finally:
+        sys.path.remove(str(code))
+    config = QWenConfig(
+        **{**LLAMA, "model_type": "qwen", "vocab_size": 264, "pad_token_id": None, "bos_token_id": None},
+        visual={"image_size": 28, "patch_size": 7, "image_start_id": 257},
+    )
+    model = scatter(QWenLMHeadModel(config), 2, 0.35)
+    end_sooner(model, 256)
+    model.save_pretrained(folder)
+    auto = {"AutoConfig": "modeling_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"}
+    saved = json.loads((folder / "config.json").read_text()) | {"model_type": "qwen", "auto_map": auto}
+    (folder / "config.json").write_text(json.dumps(saved))
+    tokens = {"auto_map": {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
     return folder
 
 
