@@ -336,7 +336,7 @@ def _box_extraction(name: str | None, options: Mapping[str, Any], padded: bool) 
     if name == "box_square" and not padded:
         raise ConfigError(
             "model.box_extract=box_square reads fractions of the image padded to a square; say "
-            "model.pad_to_square=true, too"
+            "model.pad_to_square=true, too, or model.box_extract=null to do without boxes"
         )
     if name is None or not re.fullmatch(r"box_resized:\d+", name):
         return name
