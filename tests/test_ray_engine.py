@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import PATIENCE, Ran, answers, caption_files, only_run, run_evalkit, start, until, vqa_files
+from tests.support import CHOICE, PATIENCE, Ran, answers, caption_files, only_run, run_evalkit, start, until, vqa_files
 
 LINE = (
     "engine=ray", "model=custom", "model._target_=tests.odd_models.Odd", "model.name=odd",
@@ -70,14 +70,15 @@ def test_a_node_lost_in_the_middle_costs_only_its_share(tmp_path: Path, cluster:
     caption_files(vqa_files(tmp_path / "files", images=40, questions=4), images=40)
     (tmp_path / "quiet").mkdir()
     (tmp_path / "quiet" / "files").symlink_to(tmp_path / "files")
-    for task in ("vqav2", "retrieval"):
+    for task in ("vqav2", "retrieval", CHOICE):
         quiet = run_evalkit(*LINE, "engine=local", f"task={task}", "devices=1", cwd=tmp_path / "quiet")
         assert quiet.code == 0, quiet.err
     where = {"RAY_ADDRESS": cluster.address}
 
-    even = run_evalkit(*LINE, "task=retrieval", cwd=tmp_path, timeout=PATIENCE, **where)
-    assert even.code == 0, even.err
-    _equal(tmp_path, "retrieval")
+    for task, family in (("retrieval", "retrieval"), (CHOICE, "choice")):
+        even = run_evalkit(*LINE, f"task={task}", cwd=tmp_path, timeout=PATIENCE, **where)
+        assert even.code == 0, even.err
+        _equal(tmp_path, family)
 
     traces = tmp_path / "traces"
     process = start(*LINE, "task=vqav2", f"model.folder={traces}", "model.batch_s=0.3", cwd=tmp_path, **where)
