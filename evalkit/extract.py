@@ -293,10 +293,7 @@ _TEXT: Mapping[str, Callable[[str, Sample], str]] = {
 }  # fmt: skip
 _STEPS: Mapping[str, Callable[..., Json]] = {
     **_TEXT,
-    **{
-        f.__name__: f
-        for f in (option_letter, yes_no, box_999, box_1000, box_0_1, box_pixels, box_square, box_resized)
-    },
+    **{f.__name__: f for f in (option_letter, yes_no, box_999, box_1000, box_0_1, box_pixels, box_square, box_resized)},
 }
 
 _NUMBER = r"([-+]?(?:[0-9]{1,9}(?:\.[0-9]{0,18})?|\.[0-9]{1,18}))"

@@ -314,11 +314,6 @@ class Blip:
 
     def _candidates(self, candidates: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ids and mask (T, L) of the candidates, the decoder's start token first."""
-        if not candidates:
-            raise ConfigError(
-                "there are no candidates to rank: give the answer list (data.answers=FILE), or set "
-                "decoding.rank_candidates=0 to let the model write its answers"
-            )
         rows = self._tokenizer(list(candidates))["input_ids"]
         begin = self._model.text_decoder.config.bos_token_id
         return pad([[begin, *row[1:]] for row in rows], "right", self._model.device)
