@@ -47,17 +47,14 @@ def launch(config: RunConfig, argv: Sequence[str]) -> int:
             if not _run(number, assignment, config, crew, place, argv):
                 _say(f"stopped; everything answered is kept in {assignment.folder}; the same command continues")
                 return 130
-    if place.rank > 0:
-        return (
-            0 if all(not assignment.todo(assignment.phases[-1]) for assignment in ready) else IncompleteError.exit_code
-        )
     for assignment in ready:
         try:
-            _score(assignment, config, told)
+            _score(assignment, config, told, write=place.rank == 0)
         except IncompleteError as error:
             _say(str(error))
             code = error.exit_code
-    _tables(out, ready)
+    if place.rank == 0:
+        _tables(out, ready)
     return code
 
 
@@ -146,16 +143,15 @@ def _run(number: int, ready: Assignment, config: RunConfig, crew: Crew, place: P
     return not stop.is_set()
 
 
-def _score(ready: Assignment, config: RunConfig, told: set[str]) -> None:
+def _score(ready: Assignment, config: RunConfig, told: set[str], *, write: bool) -> None:
+    """Score a run and write it, or, beside the process that does so, see that it can."""
     predictions = log.read_log(ready.predictions).predictions
-    result = score.score(
-        ready.task,
-        ready.dataset,
-        predictions,
-        metric_settings(config.metrics),
-        allow_partial=config.allow_partial,
-        max_failed=config.max_failed,
-    )
+    partial, failed = config.allow_partial, config.max_failed
+    if not write:
+        score.check_complete(ready.task, ready.dataset, predictions, allow_partial=partial, max_failed=failed)
+        return
+    settings = metric_settings(config.metrics)
+    result = score.score(ready.task, ready.dataset, predictions, settings, allow_partial=partial, max_failed=failed)
     score.write(ready.folder, ready.task, ready.dataset, predictions, result)
     for name, reason in result["unavailable"].items():
         if reason in told:

@@ -46,10 +46,7 @@ def score(
     Raises:
         IncompleteError: samples failed or are missing beyond what is allowed.
     """
-    missing = [sample.id for sample in dataset.samples if sample.id not in predictions]
-    failed = [s.id for s in dataset.samples if s.id in predictions and predictions[s.id].error is not None]
-    if not allow_partial and (missing or len(failed) > max_failed):
-        raise IncompleteError(_incomplete(task, dataset, predictions, missing, failed))
+    missing, failed = check_complete(task, dataset, predictions, allow_partial=allow_partial, max_failed=max_failed)
     answered = [
         Answered(sample=sample, answer=_answer(task, sample, predictions[sample.id]))
         for sample in dataset.samples
@@ -81,6 +78,21 @@ def score(
         "notes": list(scores.notes),
     }
     return result
+
+
+def check_complete(
+    task: Task, dataset: Dataset, predictions: Mapping[str, Prediction], *, allow_partial: bool, max_failed: int
+) -> tuple[list[str], list[str]]:
+    """Return the ids of the samples that are missing and of those that failed.
+
+    Raises:
+        IncompleteError: they are more than is allowed.
+    """
+    missing = [sample.id for sample in dataset.samples if sample.id not in predictions]
+    failed = [s.id for s in dataset.samples if s.id in predictions and predictions[s.id].error is not None]
+    if not allow_partial and (missing or len(failed) > max_failed):
+        raise IncompleteError(_incomplete(task, dataset, predictions, missing, failed))
+    return missing, failed
 
 
 def check_names(tasks: Iterable[Task], names: Iterable[str]) -> None:

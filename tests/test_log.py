@@ -66,6 +66,20 @@ def test_a_line_is_one_line_with_the_fields_that_readers_rely_on(tmp_path: Path)
     assert {"sample_id", "output", "prompt", "error", "seconds"} <= set(json.loads(data))
 
 
+def test_a_log_of_format_1_stays_readable(tmp_path: Path) -> None:
+    (tmp_path / "20261122T120000.000000-0a1b2c3d.jsonl").write_bytes(
+        LINE
+        + b'{"sample_id": "2", "output": null, "prompt": "p", "error": "torn", "seconds": 0.0}\n'
+        + b'{"sample_id": "3", "output": null, "prompt": null, "error": null, "seconds": 0.0, '
+        + b'"pairs": [["t1", 0.5, 0.25], ["t2", -0.5, null]]}\n'
+    )
+    assert list(read_log(tmp_path).predictions.values()) == [
+        Prediction(sample_id="1", output="yes", prompt="p", seconds=0.5),
+        Prediction(sample_id="2", output=None, prompt="p", error="torn"),
+        Prediction(sample_id="3", output=None, pairs=(("t1", 0.5, 0.25), ("t2", -0.5, None))),
+    ]
+
+
 @given(cut=st.integers(0, 3 * len(LINE)))
 def test_cut_at_any_byte_all_whole_lines_are_kept(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     folder = tmp_path_factory.mktemp("log")

@@ -126,13 +126,24 @@ def test_a_lost_machine_leaves_its_share_missing(files: Path, quiet: Any, tmp_pa
     assert len(kept) < len(quiet(task)[0])
     if task == "vqav2":
         assert len(kept) >= len(quiet(task)[0]) / 3  # a share, and what the other had done
-    if lost == 1:
-        assert f"{len(quiet(task)[0]) - len(kept)} " in ran.err  # process 0 says how many are missing
-        assert "missing" in ran.err
+    missing = len(quiet(task)[0]) - len(kept)  # whoever is left says so
+    assert f"of {len(quiet(task)[0])} samples {missing} are missing" in ran.err
     assert not (run / "scores.json").exists()
     again = run_evalkit(*odd(files, task, "devices=2"), cwd=tmp_path)
     assert again.code == 0, again.err
     assert found(tmp_path) == quiet(task)
+
+
+def test_what_failed_and_may_fail_ends_well_on_every_machine(tmp_path: Path) -> None:
+    files = vqa_files(tmp_path / "files", images=4, questions=QUESTIONS)
+    (files / "val2014" / f"COCO_val2014_{2:012d}.png").write_bytes(b"torn")
+    for allowed, code in (("max_failed=3", 3), ("max_failed=4", 0)):
+        words = odd(files, "vqav2", "engine.heartbeat_s=2", allowed)
+        both = [start(*words, cwd=tmp_path, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
+        for process in both:
+            ran = finish(process)
+            assert ran.code == code, ran.err
+            assert ("nothing is scored" in ran.err) is (code == 3)
 
 
 def test_a_later_start_may_have_any_number_of_machines(files: Path, quiet: Any, tmp_path: Path) -> None:
