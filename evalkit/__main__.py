@@ -26,6 +26,7 @@ evalkit: evaluate vision-language models
   python -m evalkit model=NAME task=NAME [key=value ...]
   python -m evalkit -m model=a,b task=vqav2,gqa        a sweep
   python -m evalkit list                               tasks, models, suites
+  python -m evalkit show                               which model does which task
   python -m evalkit show model=NAME task=NAME          prompt, decoding, extraction ... that would be used
   python -m evalkit check model=NAME                   does the checkpoint keep the promises of an adapter
   python -m evalkit score RUN... [key=value ...]       score stored predictions again; no model is loaded
