@@ -8,8 +8,8 @@ from pathlib import Path
 from evalkit import config, registry
 from evalkit.assemble import build_model, resolve
 
-PUBLISHED, OWN, REFUSED = "P", "t", ""
-"""A paper's settings; the task's own in the model's prompt style; the model cannot do it."""
+OF_MODEL, OF_TASK, REFUSED = "P", "t", ""
+"""A protocol in the model's file; the task's own settings in the model's prompt style; the model cannot do it."""
 LEFT_OUT = ("api", "custom", "fake", "majority", "oracle")
 """Baselines, and forms that must be filled in."""
 
@@ -30,8 +30,8 @@ def _cells(name: str, families: Sequence[str], extra: Path | None) -> list[str]:
     cells = []
     for family in families:
         task = resolve(family, run, model)
-        published = any(key.partition("/")[0] == family for key in run.protocol)
-        cells.append(REFUSED if model.refuses(task) else PUBLISHED if published else OWN)
+        settled = any(key.partition("/")[0] == family for key in run.protocol)
+        cells.append(REFUSED if model.refuses(task) else OF_MODEL if settled else OF_TASK)
     return cells
 
 
