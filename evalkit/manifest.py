@@ -107,10 +107,16 @@ def _read_cache(table: Path) -> dict[str, str]:
 
 
 def write_once(run: Path, manifest: Mapping[str, Json]) -> None:
-    """Write manifest.json unless a start before this one has; the identity is the same, or the folder would differ."""
+    """Write manifest.json unless a start before this one has; the identity is the same, or the folder would differ.
+
+    Raises:
+        ResultsError: it cannot be written; the one that is there is damaged, or of a later format.
+    """
     path = run / "manifest.json"
-    if not path.exists():
-        write_atomically(path, json.dumps(manifest, indent=1, sort_keys=True) + "\n", first_wins=True)
+    if path.exists():
+        read(run)  # a run that a later evalkit has begun is not gone on with
+        return
+    write_atomically(path, json.dumps(manifest, indent=1, sort_keys=True) + "\n", first_wins=True)
 
 
 class Segment:
@@ -143,15 +149,15 @@ def read(run: Path) -> dict[str, Any]:
             "give one like results/runs/vqav2/my-model/0a1b2c3d4e5f"
         ) from None
     except (OSError, ValueError) as error:
-        raise ResultsError(f"cannot read {path}: {error}") from error
+        raise ResultsError(f"cannot read {path}: {error}; {_MENDED}") from error
     if not isinstance(manifest, dict):
         raise ResultsError(f"{path} is not the manifest of a run: it holds no object; {_MENDED}")
-    version = manifest.get("format")
-    if not isinstance(version, int) or version > FORMAT:
-        raise ResultsError(
-            f"{path} has format {version}; this evalkit ({__version__}) reads up to {FORMAT}: "
-            "update evalkit to score it"
-        )
+    for key, ours in (("format", FORMAT), ("log_format", log.FORMAT)):
+        version = manifest.get(key, 1 if key == "log_format" else None)
+        if not isinstance(version, int) or version > ours:
+            raise ResultsError(
+                f"{path} has {key} {version}; this evalkit ({__version__}) reads up to {ours}: update it"
+            )
     absent = [key for key in ("spec", "task", "data", "identity", "limit") if key not in manifest]
     if absent:
         raise ResultsError(f"{path} is not the manifest of a run: it has no {absent[0]!r}; {_MENDED}")

@@ -322,6 +322,18 @@ def test_lines_of_another_kind_in_the_log_are_told_and_left(command: Command, tm
 
 
 @pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("key", ["format", "log_format"])
+def test_a_run_of_a_later_format_is_refused_not_misread(command: Command, tmp_path: Path, key: str) -> None:
+    command(*RUN)
+    run = only_run(tmp_path)
+    facts = json.loads((run / "manifest.json").read_text())
+    assert facts[key] == 1
+    (run / "manifest.json").write_text(json.dumps(facts | {key: 2}))
+    for words in (RUN, ("score", str(run))):
+        refused(command(*words), f"has {key} 2", "reads up to 1")
+
+
+@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("name", ["manifest.json", "scores.json"])
 def test_a_damaged_file_of_a_run_is_named(command: Command, tmp_path: Path, name: str) -> None:
     command(*RUN)
