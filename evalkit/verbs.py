@@ -58,8 +58,8 @@ def _show(words: Sequence[str], extra: Path | None) -> int:
     if not words:
         print("\n".join(pairs.table(extra)))
         print(
-            f"\n{pairs.OF_MODEL}: settings in the model's file, with their source; {pairs.OF_TASK}: the task's own; empty: "
-            "refused. Every setting: show model=NAME task=NAME"
+            f"\n{pairs.OF_MODEL}: settings in the model's file, with their source; {pairs.OF_TASK}: the task's own; "
+            "empty: refused. Every setting: show model=NAME task=NAME"
         )
         return 0
     run = config.compose(config.parse(words, extra), extra)
