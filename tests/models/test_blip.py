@@ -104,12 +104,6 @@ def test_ranking_is_that_of_the_original(folders: dict[str, Path], smoothing: fl
         assert answer == min(kept, key=lambda score: score[1])[2]
 
 
-def test_ranking_without_candidates_says_so(folders: dict[str, Path]) -> None:
-    model, encoded = ready(folders["vqa"], "vqa")
-    with pytest.raises(ConfigError, match=r"data\.answers"):
-        model.rank(encoded, tiny.prompts(), [], 128)
-
-
 def test_settings_of_the_original_change_answers(folders: dict[str, Path]) -> None:
     model, encoded = ready(folders["vqa"], "vqa")
     other, _ = ready(folders["vqa"], "vqa", encoder_token=5)
