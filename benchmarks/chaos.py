@@ -2,12 +2,14 @@
 
     python -m benchmarks.chaos --kills 300 --seed 1
 
-Each round is a run folder of its own. It is started on 1, 2, 3 or 5 workers, drawn anew for every start; `kill -9`
-hits a random worker (its supervisor replaces it) or the supervisor itself (the next start resumes), at random moments,
-also while they load. After a supervisor's death the end of a log is torn off at a random byte, as a crash of the
-machine may do. A round ends when a start ends by itself; then its (sample_id, prompt, output, error, pairs) and its
-scores.json must equal those of a quiet run, byte for byte. The model is `tests.odd_models.Odd`: its answers depend on
-all that stands in a batch, so a unit cut or filled otherwise would show. `tests/test_chaos.py` is the short form.
+Each round is a run folder of its own, on a small file system in memory where one may be mounted (by root). It is
+started on 1, 2, 3 or 5 workers, drawn anew for every start; `kill -9` hits a random worker (its supervisor replaces it)
+or the supervisor itself (the next start resumes), at random moments, also while they load. After a supervisor's death
+the end of a log is torn off at a random byte, as a crash of the machine may do; now and then a start finds almost no
+room on its disk, which it must say. A round ends when a start ends by itself; then its (sample_id, prompt, output,
+error, pairs) and its scores.json must equal those of a quiet run, byte for byte. The model is `tests.odd_models.Odd`:
+its answers depend on all that stands in a batch, so a unit cut or filled otherwise would show. `tests/test_chaos.py` is
+the short form.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,6 +31,11 @@ from tests.support import answers, caption_files, found, lines, odd, only_run, s
 _GEOMETRIES = (1, 2, 3, 5)
 _SUPERVISORS = 0.3
 """Share of the kills that hit the supervisor (with one worker it is the worker too)."""
+_FULL_DISKS = 0.2
+"""Share of the starts that find the disk almost full."""
+_ROOM = 4 << 20
+"""Bytes of the file system of a round."""
+_BALLAST = "ballast"
 _WHILE_WORKING = 0.7
 """Share of the kills just after something was written; the others come at any time."""
 
@@ -38,6 +47,8 @@ class Report:
     worker_kills: int = 0
     supervisor_kills: int = 0
     torn: int = 0
+    full_disks: int = 0
+    """Starts that stopped because there was no room."""
     starts: int = 0
     rounds: int = 0
     starts_on: dict[int, int] = field(default_factory=lambda: dict.fromkeys(_GEOMETRIES, 0))
@@ -72,22 +83,64 @@ def chaos(folder: Path, *, kills: int, seed: int, images: int = 40, batch_s: flo
         task = ("vqav2", "retrieval")[report.rounds % 2]
         home = folder / f"round-{report.rounds}"
         home.mkdir()
-        while True:
-            devices = chance.choice(_GEOMETRIES)
-            report.starts += 1
-            report.starts_on[devices] += 1
-            words = (f"model.batch_s={batch_s}", f"devices={devices}", "engine.max_restarts=1000000")
-            process = start(*odd(files, task, *words), cwd=home)
-            if _disturb(process, home, report, chance, kills):
-                break
-            if _tear(home, chance):
-                report.torn += 1
-        assert found(home) == quiet[task], f"round {report.rounds} ({task}) differs from the quiet run"
-        report.rounds += 1
-        report.lines += len(lines(only_run(home)))
-        report.samples += len(answers(only_run(home)))
+        with _small_disk(home) as small:
+            _round(files, task, home, report, chance, kills, batch_s, small)
+            assert found(home) == quiet[task], f"round {report.rounds} ({task}) differs from the quiet run"
+            report.rounds += 1
+            report.lines += len(lines(only_run(home)))
+            report.samples += len(answers(only_run(home)))
     report.seconds = time.monotonic() - begun
     return report
+
+
+def _round(
+    files: Path, task: str, home: Path, report: Report, chance: random.Random, kills: int, batch_s: float, small: bool
+) -> None:
+    """Start, disturb and start again until a start ends by itself."""
+    while True:
+        devices = chance.choice(_GEOMETRIES)
+        report.starts += 1
+        report.starts_on[devices] += 1
+        words = (f"model.batch_s={batch_s}", f"devices={devices}", "engine.max_restarts=1000000")
+        full = small and (report.starts == 1 or chance.random() < _FULL_DISKS)
+        if full:
+            _fill(home, 8 if report.starts == 1 else chance.choice((4, 8, 16, 32)))  # too little for the first
+        process = start(*odd(files, task, *words), cwd=home)
+        if full:
+            report.full_disks += _stops_for_want_of_room(process)
+            (home / _BALLAST).unlink()
+        elif _disturb(process, home, report, chance, kills):
+            return
+        elif _tear(home, chance):
+            report.torn += 1
+
+
+@contextmanager
+def _small_disk(home: Path) -> Iterator[bool]:
+    """Mount a small file system in memory; yield whether that is permitted."""
+    words = ["mount", "-t", "tmpfs", "-o", f"size={_ROOM}", "none", str(home)]
+    mounted = os.geteuid() == 0 and subprocess.run(words, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(home)], check=True)
+
+
+def _fill(home: Path, kib: int) -> None:
+    """Leave room for a few lines, or for some files of features."""
+    stat = os.statvfs(home)
+    (home / _BALLAST).write_bytes(bytes(max(stat.f_bavail * stat.f_frsize - (kib << 10), 0)))
+
+
+def _stops_for_want_of_room(process: subprocess.Popen[str]) -> bool:
+    """Wait for a start that finds little room; return whether it was too little."""
+    try:
+        _, said = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    assert process.returncode == 0 or (process.returncode == 2 and "No space left on device" in said), said
+    return process.returncode == 2
 
 
 def _disturb(process: subprocess.Popen[str], home: Path, report: Report, chance: random.Random, kills: int) -> bool:
