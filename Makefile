@@ -10,7 +10,7 @@ demo: .venv/.installed            ## the bundled tiny BLIP-2 on all eight tasks,
 test: .venv/.tested               ## every test of less than some minutes
 	$(BIN)/python -m pytest -n auto -q -m "not long"
 
-test-long: .venv/.tested          ## the others: SPICE of 5,000 real captions
+test-long: .venv/.tested          ## the others: SPICE of 5,000 real captions, more variants of lost machines
 	$(BIN)/python -m pytest -q -m long
 
 lint: .venv/.tested               ## ruff and mypy

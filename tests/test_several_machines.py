@@ -108,8 +108,15 @@ def test_two_machines_share_the_work(files: Path, quiet: Any, tmp_path: Path, ta
     assert min(count for count in lines if count) >= sum(lines) / 4
 
 
-@pytest.mark.parametrize("task", ["vqav2", "retrieval"])
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize(
+    ("task", "lost"),
+    [
+        ("vqav2", 0),
+        ("retrieval", 1),
+        pytest.param("vqav2", 1, marks=pytest.mark.long),
+        pytest.param("retrieval", 0, marks=pytest.mark.long),
+    ],
+)
 def test_a_lost_machine_leaves_its_share_missing(files: Path, quiet: Any, tmp_path: Path, task: str, lost: int) -> None:
     both = [
         start(*odd(files, task, "model.batch_s=0.1", HEARTBEAT), cwd=tmp_path, RANK=str(rank), WORLD_SIZE="2")
@@ -221,7 +228,7 @@ def views(tmp_path: Path) -> Iterator[list[Path]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["vqav2", "retrieval"])
+@pytest.mark.parametrize("task", ["vqav2", pytest.param("retrieval", marks=pytest.mark.long)])
 def test_two_machines_that_see_each_other_late(files: Path, quiet: Any, views: list[Path], task: str) -> None:
     words = odd(files, task, "engine.heartbeat_s=30", "model.batch_s=0.02")
     both = [start(*words, cwd=view, RANK=str(rank), WORLD_SIZE="2") for rank, view in enumerate(views)]

@@ -350,7 +350,7 @@ def test_a_folder_that_cannot_be_written_is_named(files: Path, tmp_path: Path, d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["vqav2", "retrieval"])
+@pytest.mark.parametrize("task", ["vqav2", pytest.param("retrieval", marks=pytest.mark.long)])
 def test_a_power_cut_loses_no_line_older_than_the_sync(files: Path, quiet: Any, tmp_path: Path, task: str) -> None:
     """An ext4 of its own, shut down as xfstests does: from one moment to the next nothing reaches the disk any more."""
     if shutil.which("mkfs.ext4") is None:

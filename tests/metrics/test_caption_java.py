@@ -128,7 +128,9 @@ def test_one_bad_item_costs_no_other_its_answer(living: Worker) -> None:
 
 def program(body: str) -> list[str]:
     head = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        # What a script starts in the background ignores Ctrl-C, and so would its children.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from evalkit.metrics.java import Setup, find_java, worker\n"
         "living = worker(Setup('tests.metrics.stalling:Stalling', find_java(None), ()))\n"
         "living.ask(['up'], 60)\n"
