@@ -57,6 +57,11 @@ class Chooser:
             )
         if self._asked != (prompt.text, options):
             templates = prompt.text.splitlines()
+            if not all("{option}" in template for template in templates):
+                raise SampleError(
+                    f"the prompt of sample {prompt.sample_id} breaks a line, and each line of a prompt with {{option}} is a "
+                    "template of its own; reword the prompt"
+                )
             texts = [template.replace("{option}", option) for template in templates for option in options]
             vectors = np.asarray(self._model.itc_texts(texts), dtype=np.float32)
             mean_TD = vectors.reshape(len(templates), len(options), -1).mean(axis=0)

@@ -121,6 +121,11 @@ def test_templates_are_averaged_and_the_average_has_length_one() -> None:
     assert choose(Two(), ("east", "north"), template, image=[[0.8, 0.6]]) == "north"
 
 
+def test_a_line_without_the_option_is_no_template() -> None:
+    with pytest.raises(SampleError, match="breaks a line"):
+        choose(Matcher(), ("east",), text="a question\nof two lines: {option}", image=[(1.0, 0.0)])
+
+
 def test_texts_are_asked_once_for_the_same_options() -> None:
     matcher = Matcher()
     chooser = Chooser(matcher)

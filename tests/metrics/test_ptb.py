@@ -55,7 +55,7 @@ def test_real_captions_are_the_official_programs(tmp_path: Path) -> None:
 
 
 @pytest.mark.java
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_coco_captions_are_the_official_programs(tmp_path: Path) -> None:
     captions = coco_captions("train") + coco_captions("val")
     assert len(captions) == 616_767
