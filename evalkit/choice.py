@@ -59,8 +59,8 @@ class Chooser:
             templates = prompt.text.splitlines()
             if not all("{option}" in template for template in templates):
                 raise SampleError(
-                    f"the prompt of sample {prompt.sample_id} breaks a line, and each line of a prompt with {{option}} is a "
-                    "template of its own; reword the prompt"
+                    f"the prompt of sample {prompt.sample_id} breaks a line, and each line of a prompt with {{option}} "
+                    "is a template of its own; reword the prompt"
                 )
             texts = [template.replace("{option}", option) for template in templates for option in options]
             vectors = np.asarray(self._model.itc_texts(texts), dtype=np.float32)
