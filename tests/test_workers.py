@@ -309,7 +309,8 @@ def mounted(folder: Path, *words: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+        # Not lazily: while a last worker has it open it would live on, shut down as it is, under the next mount.
+        until(lambda: subprocess.run(["umount", str(folder)], capture_output=True).returncode == 0)
 
 
 def small_disk(folder: Path, *options: str) -> contextlib.AbstractContextManager[Path]:
