@@ -156,20 +156,31 @@ def _task(kind: Kind, image_size: int | None, decoding: Decoding | None = None) 
     )
 
 
-class _Generation:
-    """The checks of text."""
+def _opening(model: Model, task: Task, check: str) -> Finding:
+    """Prepare a task that the model does not refuse."""
+    refusal = model.refuses(task)
+    if refusal is None:
+        model.prepare(task)
+    return Finding(check=check, passed=refusal is None, detail=refusal or "")
+
+
+class _Prompted:
+    """What is asked of a model that reads prompts."""
 
     def __init__(self, model: GeneratingModel, task: Task, distinct: bool) -> None:
         self.model, self.task, self.distinct = model, task, distinct
         self.images = sample_images()
         self.prompts = sample_prompts()
 
+
+class _Generation(_Prompted):
+    """The checks of text."""
+
     def findings(self) -> Iterator[Finding]:
-        refusal = self.model.refuses(self.task)
-        yield Finding(check="a greedy task is not refused", passed=refusal is None, detail=refusal or "")
-        if refusal is not None:
+        opening = _opening(self.model, self.task, "a greedy task is not refused")
+        yield opening
+        if not opening.passed:
             return
-        self.model.prepare(self.task)
         plain = self.ask(self.prompts)
         share = len(set(plain)) / len(plain)
         yield Finding(
@@ -337,26 +348,20 @@ class _Generation:
         return self.model.generate(_encode(self.model, self.images), prompts, decoding or Decoding())
 
 
-class _Likelihood:
+class _Likelihood(_Prompted):
     """The checks of options and how likely each is.
 
     That greedy search writes the likeliest option is none of them: of several tokens it finds the first likeliest, not
     the likeliest whole, and an encoder-decoder's options end where its output may go on.
     """
 
-    def __init__(self, model: GeneratingModel, task: Task, distinct: bool) -> None:
-        self.model, self.task, self.distinct = model, task, distinct
-        self.images = sample_images()
-        self.prompts = sample_prompts()
-
     def findings(self) -> Iterator[Finding]:
         import numpy as np
 
-        refusal = self.model.refuses(self.task)
-        yield Finding(check="a choice by likelihood is not refused", passed=refusal is None, detail=refusal or "")
-        if refusal is not None:
+        opening = _opening(self.model, self.task, "a choice by likelihood is not refused")
+        yield opening
+        if not opening.passed:
             return
-        self.model.prepare(self.task)
         encoded = _encode(self.model, self.images)
         together = self.ask(encoded, self.prompts)
         fits = together.shape == (len(self.prompts), len(_OPTIONS))
@@ -433,11 +438,10 @@ class _Matching:
     def findings(self) -> Iterator[Finding]:
         import numpy as np
 
-        refusal = self.model.refuses(self.task)
-        yield Finding(check="retrieval is not refused", passed=refusal is None, detail=refusal or "")
-        if refusal is not None:
+        opening = _opening(self.model, self.task, "retrieval is not refused")
+        yield opening
+        if not opening.passed:
             return
-        self.model.prepare(self.task)
         encoded = _encode(self.model, self.images)
         images_IQD, texts_TD = self.model.itc_images(encoded), self.model.itc_texts(self.texts)
         shapes = f"images {images_IQD.shape}, texts {texts_TD.shape}"
